@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+# fgk_kernels: the torch-free compute. Each csrc/kernels/cpu/<x>_isa.cpp is compiled once per ISA level.
+include(CheckCXXCompilerFlag)
+
+set(FGK_KERNEL_FLAGS -fno-math-errno -ffp-contract=fast)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # GCC's own AVX-512 headers set this warning off (GCC bug 105593).
+  list(APPEND FGK_KERNEL_FLAGS -Wno-maybe-uninitialized)
+endif()
+if(FGK_SANITIZE)
+  list(APPEND FGK_KERNEL_FLAGS -O1)
+endif()
+
+# Levels of this processor, ascending, and what each adds to the compiler's command line.
+set(FGK_LEVELS baseline)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  set(FGK_FLAGS_avx2 -mavx2 -mfma -mf16c)
+  set(FGK_FLAGS_avx512 ${FGK_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
+  set(FGK_FLAGS_avx512_bf16 ${FGK_FLAGS_avx512} -mavx512bf16 -mavx512vnni)
+  foreach(level avx2 avx512 avx512_bf16)
+    string(REPLACE ";" " " flags "${FGK_FLAGS_${level}}")
+    check_cxx_compiler_flag("${flags}" FGK_COMPILER_KNOWS_${level})
+    if(FGK_COMPILER_KNOWS_${level})
+      list(APPEND FGK_LEVELS ${level})
+    else()
+      message(WARNING "This compiler cannot build ISA level ${level}; the library will be without it.")
+    endif()
+  endforeach()
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  list(APPEND FGK_LEVELS neon)
+endif()
+
+# Files that exist for some levels only: FGK_LEVELS_<file without .cpp>.
+set(FGK_LEVELS_late_interaction_int8_isa avx512_bf16)
+
+file(GLOB FGK_ISA_SOURCES CONFIGURE_DEPENDS csrc/kernels/cpu/*_isa.cpp)
+file(GLOB FGK_PLAIN_SOURCES CONFIGURE_DEPENDS csrc/kernels/cpu/*.cpp)
+list(REMOVE_ITEM FGK_PLAIN_SOURCES ${FGK_ISA_SOURCES})
+
+add_library(fgk_kernels STATIC ${FGK_PLAIN_SOURCES})
+target_compile_options(fgk_kernels PRIVATE ${FGK_KERNEL_FLAGS})
+target_link_libraries(fgk_kernels PUBLIC Threads::Threads)
+foreach(level ${FGK_LEVELS})
+  string(TOUPPER ${level} name)
+  target_compile_definitions(fgk_kernels PUBLIC FGK_HAVE_${name})
+endforeach()
+
+foreach(source ${FGK_ISA_SOURCES})
+  get_filename_component(file ${source} NAME_WE)
+  if(NOT DEFINED FGK_LEVELS_${file})
+    set(FGK_LEVELS_${file} ${FGK_LEVELS})
+  endif()
+  foreach(level ${FGK_LEVELS_${file}})
+    if(level IN_LIST FGK_LEVELS)
+      string(TOUPPER ${level} name)
+      set(objects fgk_${file}_${level})
+      add_library(${objects} OBJECT ${source})
+      target_compile_definitions(${objects} PRIVATE FGK_ISA_NS=${level} FGK_LEVEL_${name})
+      target_compile_options(${objects} PRIVATE ${FGK_KERNEL_FLAGS} ${FGK_FLAGS_${level}})
+      target_sources(fgk_kernels PRIVATE $<TARGET_OBJECTS:${objects}>)
+    endif()
+  endforeach()
+endforeach()
