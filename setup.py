@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import filecmp
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -41,38 +42,58 @@ def refuse_cuda() -> None:
             print(f"TORCH_CUDA_ARCH_LIST={value} has no effect: the CUDA library is not part of this release.")
 
 
+def cmake_build(build: Path) -> None:
+    """Configures and builds in the folder `build`; what belongs into the package lies in build/stage then."""
+    cmake = tool("cmake", "CMAKE_BIN_DIR")
+    try:
+        import pybind11
+    except ImportError:
+        raise SystemExit("pybind11 not found: pip install pybind11") from None
+    jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
+    if not jobs.isdigit() or jobs == "0":
+        raise SystemExit(f"MAX_JOBS: expected a positive number, got {jobs!r}")
+
+    # Everything that an isolated build keeps elsewhere each time is said again, so that its cache can be reused.
+    same = f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}", f"Python_EXECUTABLE:UNINITIALIZED={sys.executable}"
+    cache = build / "CMakeCache.txt"
+    known = cache.read_text().splitlines() if cache.exists() else []
+    configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
+    configure += [] if all(line in known for line in same) else ["--fresh"]
+    configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DFGK_TORCH_DIR={torch_dir() or ''}"]
+    configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    shutil.rmtree(build / "stage", ignore_errors=True)
+    subprocess.run(configure, check=True)
+    subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+    subprocess.run([cmake, "--install", str(build), "--prefix", str(build / "stage")], check=True)
+
+
+def replace_if_changed(source: Path, destination: Path) -> None:
+    """Copies by renaming, since a running process may have the old library mapped into its memory."""
+    if destination.exists() and filecmp.cmp(source, destination, shallow=False):
+        return
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+    shutil.copy2(source, temporary)
+    os.replace(temporary, destination)
+
+
 class CMakeBuild(build_ext):
-    """Builds everything with CMake, then installs libfgkernels and _native into the package folder."""
+    """Builds everything with CMake, then puts libfgkernels and _native into the package folder."""
 
     def run(self) -> None:
         refuse_cuda()
         in_place = self.inplace or getattr(self, "editable_mode", False)
         destination = ROOT / "fgkernels" if in_place else Path(self.build_lib).resolve() / "fgkernels"
-        tag = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        build = ROOT / "build" / (("dev-" if in_place else "wheel-") + tag)
-        self.cmake(build, destination)
+        build = ROOT / "build" / ("dev" if in_place else "wheel")
+        build.mkdir(parents=True, exist_ok=True)
+        with open(build / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            cmake_build(build)
+            for built in (build / "stage").iterdir():
+                replace_if_changed(built, destination / built.name)
         if in_place:
-            shutil.copyfile(build / "compile_commands.json", ROOT / "compile_commands.json")
-
-    def cmake(self, build: Path, destination: Path) -> None:
-        cmake, ninja = tool("cmake", "CMAKE_BIN_DIR"), tool("ninja", "BIN_DIR")
-        torch = torch_dir()
-        # Everything that an isolated build puts elsewhere each time is said again, so that the cache can be reused.
-        configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DFGK_TORCH_DIR={torch or ''}"]
-        try:
-            import pybind11
-
-            configure.append(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}")
-        except ImportError:
-            raise SystemExit("pybind11 not found: pip install pybind11") from None
-        configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
-        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        if not jobs.isdigit() or jobs == "0":
-            raise SystemExit(f"MAX_JOBS: expected a positive number, got {jobs!r}")
-        subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
-        subprocess.run([cmake, "--install", str(build), "--prefix", str(destination)], check=True)
+            replace_if_changed(build / "compile_commands.json", ROOT / "compile_commands.json")
 
     # CMake decides which files there are; setuptools must not look for one per Extension.
     def get_outputs(self) -> list[str]:

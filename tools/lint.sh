@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# lint.sh BIN: formatting and static checks, with the tools in the folder BIN.
+set -euo pipefail
+bin=$1
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+find csrc python \( -name '*.h' -o -name '*.cpp' \) -print0 | xargs -0 "$bin/clang-format" --dry-run -Werror
+if grep -rnE '#[[:space:]]*include[[:space:]]*[<"](torch|ATen|c10)/' csrc/kernels; then
+  echo "csrc/kernels must not include torch headers" >&2
+  exit 1
+fi
+echo "lint: clean"
