@@ -283,13 +283,6 @@ def _fold_offsets(offsets: Tensor, dim: int | None, size: int, tokens: int) -> T
     return torch.cat([rows.flatten(), starts.new_full((1,), size * tokens)])
 
 
-def _local(alignment: Tensor, dim: int, size: int, tokens: int) -> Tensor:
-    """Alignment with batch dimension `dim`, counted in its own batch entry's `tokens` tokens again."""
-    starts = torch.arange(size, device=alignment.device) * tokens
-    starts = starts.reshape(-1, *[1] * (alignment.dim() - dim - 1))
-    return torch.where(alignment >= 0, alignment - starts, -1).to(index_dtype(tokens))
-
-
 @vmap("maxsim_varlen", "maxsim_varlen_fwd")
 def _maxsim_varlen_vmap(op: Callable, size: int, dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
     queries, documents, query_offsets, document_offsets, scales, mean, paired = args
@@ -312,8 +305,7 @@ def _maxsim_varlen_vmap(op: Callable, size: int, dims: Sequence[int | None], *ar
         return scores, axis
     alignment_axis = 0 if paired or document_side else 1
     alignment = unfold(alignment, size, alignment_axis)
-    if document_side:
-        alignment = _local(alignment, alignment_axis, size, document_tokens)
+    alignment = alignment.to(index_dtype(document_tokens))  # the folded call numbers size times as many
     return (scores, alignment), (axis, alignment_axis)
 
 

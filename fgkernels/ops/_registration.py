@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
 
+from ..reference import _autocast
 from . import _library
 
 #: Keeps the registrations alive as long as the package.
@@ -40,14 +42,49 @@ def expect(condition: bool, error: type[Exception], message: Callable[[], str]) 
 
 
 def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
-    if _LIBRARY is not None:
-        torch.library.register_autograd(_qualified(name), backward, setup_context=setup_context, lib=_LIBRARY)
+    """Attaches a gradient: `setup_context(ctx, inputs, output)` and `backward(ctx, *grads) -> one gradient per input`.
+
+    torch.library.register_autograd does the same but refuses torch.func.grad, since its autograd.Function lets
+    functorch intercept `apply`. A kernel of the Autograd key already runs at one functorch level, which is what
+    _SingleLevelFunction is for.
+    """
+    if _LIBRARY is None:
+        return
+    op = _library.op(name)
+
+    class Gradient(torch.autograd.function._SingleLevelFunction):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            *inputs, keys = args
+            output = below(keys, inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            return *backward(ctx, *grads), None
+
+    Gradient.__name__ = Gradient.__qualname__ = f"{name}_gradient"
+
+    def below(keys: torch._C.DispatchKeySet, inputs: Sequence[Any]) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+
+    def kernel(keys: torch._C.DispatchKeySet, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            if torch._C._are_functorch_transforms_active():
+                with enable_single_level_autograd_function():
+                    return Gradient.apply(*inputs, keys)
+            return Gradient.apply(*inputs, keys)
+        return below(keys, inputs)
+
+    _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
 
 def no_double_backward(function: str, *names: str) -> None:
     """Gradients of these backward operators raise instead of being dropped."""
 
-    def backward(ctx: Any, *grads: Tensor) -> None:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
             f"{function}: second derivatives are not supported by the compiled operators; "
             'use fgkernels.backend("reference") for them'
@@ -74,21 +111,11 @@ def _autocast_kernel(op: Callable, device_type: str, key: str, cast: Sequence[in
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
     def kernel(*args: Any) -> Any:
-        args = cast_for_autocast(device_type, args, cast)
+        args = _autocast.cast(device_type, args, cast)
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return op(*args)
 
     return kernel
-
-
-def cast_for_autocast(device_type: str, args: Sequence[Any], cast: Sequence[int]) -> list[Any]:
-    """`args` with the tensors at positions `cast` in the dtype of the active autocast region."""
-    dtype = torch.get_autocast_dtype(device_type)
-    args = list(args)
-    for i in cast:
-        if args[i].is_floating_point() and args[i].dtype != torch.float64 and args[i].device.type == device_type:
-            args[i] = args[i].to(dtype)
-    return args
 
 
 # --- vmap -------------------------------------------------------------------------------------------------------------

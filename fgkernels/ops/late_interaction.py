@@ -19,7 +19,7 @@ from .. import _backend
 from ..reference import _checks
 from ..reference import late_interaction as reference
 from . import _late_interaction_rules as _rules  # noqa: F401  (registers fake kernels, autograd, autocast and vmap)
-from . import _library, _registration
+from . import _library
 
 __all__ = ["late_interaction", "maxsim", "maxsim_varlen", "quantize_documents"]
 
@@ -185,8 +185,8 @@ def maxsim_varlen(
 
     Returns:
         scores: (Nq, Nd), paired (N,). float32, or float64 for float64 queries.
-        alignment (with return_alignment): int64 (Nd, Tq), paired (Tq,): index into the Td packed document tokens, ties
-        to the lowest, -1 for an empty document.
+        alignment (with return_alignment): int64 (Nd, Tq), paired (Tq,): index of the winning token within its document,
+        ties to the lowest, -1 for an empty document.
 
     Raises:
         ValueError, TypeError, RuntimeError: with the argument's name, the expected shape and what came; also for
@@ -264,22 +264,9 @@ def _packed(side: str, tokens: Tensor, offsets: Tensor | None) -> tuple[Tensor, 
 
 
 def _reference_call(function: Callable, tensors: tuple[Any, ...], **options: Any) -> Any:
-    """The call on the reference back end, with autocast's casts; an error where another back end was forced."""
-    _checks.check_tensor(_FIRST[function.__name__][0], tensors[0])
-    _checks.check_tensor(_FIRST[function.__name__][1], tensors[1])
-    device = tensors[0].device.type
-    served = _backend.resolve(function.__name__, device)
-    if served != "reference" and _backend.forced():
-        raise RuntimeError(f'{function.__name__}: back end "{served}" has no forward-mode derivatives')
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        tensors = _registration.cast_for_autocast(device, tensors, (0, 1))
-        with torch.autocast(device, enabled=False):
-            return function(*tensors, **options)
+    """The call on the reference back end; an error where another back end was forced."""
+    if isinstance(tensors[0], Tensor):
+        served = _backend.resolve(function.__name__, tensors[0].device.type)
+        if served != "reference" and _backend.forced() and forward_ad._current_level >= 0:
+            raise RuntimeError(f'{function.__name__}: back end "{served}" has no forward-mode derivatives')
     return function(*tensors, **options)
-
-
-_FIRST = {
-    "maxsim": ("queries", "documents"),
-    "maxsim_varlen": ("queries", "documents"),
-    "late_interaction": ("a", "b"),
-}

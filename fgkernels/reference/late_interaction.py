@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 from . import _checks
+from ._autocast import autocast_inputs
 
 __all__ = ["dequantize_documents", "late_interaction", "maxsim", "maxsim_varlen", "quantize_documents"]
 
 
+@autocast_inputs
 def maxsim(
     queries: Tensor,
     documents: Tensor,
@@ -47,6 +49,7 @@ def maxsim(
     return (scores, alignment) if return_alignment else scores
 
 
+@autocast_inputs
 def late_interaction(
     a: Tensor,
     b: Tensor,
@@ -64,6 +67,7 @@ def late_interaction(
     return outputs if return_alignment else outputs[:2]
 
 
+@autocast_inputs
 def maxsim_varlen(
     queries: Tensor,
     documents: Tensor,
@@ -165,7 +169,7 @@ def maxsim_varlen_core(
     mean: bool,
     paired: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(scores, int64 alignment) of the op `maxsim_varlen`; alignment counts in the packed tokens of all documents."""
+    """(scores, int64 alignment) of the op `maxsim_varlen`; alignment counts in the document's own tokens."""
     dtype = _compute_dtype(queries)
     if document_scales is not None:
         documents = dequantize_documents(documents, document_scales, dtype)
@@ -174,6 +178,7 @@ def maxsim_varlen_core(
     document_of_token = _sample_of_token(document_offsets, documents)
     similarities = queries.to(dtype) @ documents.to(dtype).T
     maxima, alignment = _segment_max(similarities, document_of_token, document_count)  # (Tq, Nd)
+    alignment = torch.where(alignment >= 0, alignment - document_offsets[:-1], -1)
     if paired:
         own = query_of_token.unsqueeze(1)
         maxima, alignment = maxima.gather(1, own).squeeze(1), alignment.gather(1, own).squeeze(1)
