@@ -78,16 +78,18 @@ void check_common(int threads, double seconds) {
   check(seconds > 0 && seconds <= kMaxSeconds, "seconds", "more than 0 and at most 60", seconds);
 }
 
-// Runs worker(index)() on every thread again and again and adds up their rates (amount per second). Only the time in
-// which all threads run is counted: it begins after every thread is warm, and no thread leaves before the end.
+// Runs worker() on every thread again and again and adds up their rates (amount per second). Only the time in which all
+// threads run is counted: it begins when every thread is warm, and ends before any thread leaves.
 template <class MakeWorker>
 double total_rate(int threads, double seconds, const MakeWorker& make_worker) {
   enum Phase { kWarmUp, kMeasure, kStop };
   std::atomic<int> phase{kWarmUp};
   std::atomic<int> ready{0};
+  std::atomic<int> counted{0};
   std::atomic<bool> failed{false};
   std::vector<double> rates(threads, 0.0);
   std::exception_ptr error;
+  Clock::time_point begin;  // the same for all: a thread that had to wait for its core counts as slow
 
   const auto body = [&](int index) {
     try {
@@ -95,7 +97,10 @@ double total_rate(int threads, double seconds, const MakeWorker& make_worker) {
       ready.fetch_add(1);
       while (phase.load(std::memory_order_acquire) == kWarmUp) worker();
       double amount = 0;
-      const auto begin = Clock::now();
+      if (phase.load(std::memory_order_acquire) == kMeasure) {
+        amount += worker();
+        counted.fetch_add(1);
+      }
       while (phase.load(std::memory_order_acquire) == kMeasure) amount += worker();
       rates[index] = amount / std::chrono::duration<double>(Clock::now() - begin).count();
     } catch (...) {
@@ -112,8 +117,10 @@ double total_rate(int threads, double seconds, const MakeWorker& make_worker) {
   while (ready.load() < threads && !failed.load()) pause(0.001);
   if (!failed.load()) {
     pause(kWarmUpSeconds);
+    begin = Clock::now();
     phase.store(kMeasure, std::memory_order_release);
     pause(seconds);
+    while (counted.load() < threads && !failed.load()) pause(0.001);
   }
   phase.store(kStop, std::memory_order_release);
   for (std::thread& thread : pool) thread.join();
