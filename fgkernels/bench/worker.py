@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that measures one case: the gate and the timing of all implementations in turn, or one peak of memory.
+
+It is a process of its own, so that a peer that crashes takes nothing with it; the note file names what was running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import environment, gate, memory, registry, timing
+
+PROBE_SECONDS = 0.05
+FLUSH_MINIMUM_BYTES = 64 << 20
+
+
+def _failure(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _grad_mode(case: registry.Case) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if case.backward else torch.no_grad()
+
+
+class Limits:
+    """The machine's limits for one case: which one binds, and its probe."""
+
+    def __init__(self, case: registry.Case, shape: registry.Shape, threads: int) -> None:
+        self.kind: str | None = None
+        self.fma: float | None = None
+        self.read: float | None = None
+        self.problem: str | None = None
+        self.probes: dict[str, Callable[[], float]] = {}
+        module = environment.native()
+        if case.overhead:
+            self.problem = "too small: the cost of a call is measured"
+        elif module is None:
+            self.problem = "fgkernels._native, which holds the probes, isn't built"
+        else:
+            fma = lambda: module.probe_fma(case.probe, threads, PROBE_SECONDS)  # noqa: E731
+            read = lambda: module.probe_read(threads=threads, seconds=PROBE_SECONDS)  # noqa: E731
+            self.fma, self.read = fma(), read()
+            compute = case.flops(shape) / case.bytes(shape) >= self.fma / self.read
+            self.kind = "compute" if compute else "memory"
+            self.probes = {"limit": fma if compute else read}
+
+
+def _flusher() -> Callable[[], object]:
+    """Overwrites more than the last-level cache holds, on all threads."""
+    size = max(FLUSH_MINIMUM_BYTES, 2 * (environment.last_level_cache_bytes() or 0))
+    buffer = torch.zeros(size // 4)
+    return lambda: buffer.add_(1.0)
+
+
+def time_case(case: registry.Case, job: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
+    """Gate, then interleaved timing of everything that passed."""
+    shape = case.tiny if job["tiny"] else case.shape
+    inputs = case.inputs(shape)
+    with _grad_mode(case):
+        note("reference")
+        expected = case.reference(inputs)
+        verdicts, refused, calls = {}, {}, {}
+        for implementation in case.implementations:
+            name = implementation.name
+            if name not in job["names"]:
+                continue
+            note(name)
+            try:
+                call = implementation.prepare(inputs)
+                output = call()
+            except Exception as error:  # whatever it raises is reported
+                refused[name] = _failure(error)
+                continue
+            wanted = implementation.reference(inputs) if implementation.reference else expected
+            verdict = gate.check(case, output, wanted)
+            del output, wanted
+            verdicts[name] = verdict.as_dict()
+            if verdict.passed:
+                calls[name] = call
+        del expected
+        result: dict[str, Any] = {"gate": verdicts, "refused": refused, "timings": None}
+        if case.candidate.name not in calls:
+            return result
+        note("timing")
+        limits = Limits(case, shape, job["threads"])
+        timings = timing.measure(
+            calls,
+            limits.probes,
+            budget=job["budget"],
+            rounds=job["rounds"],
+            min_rounds=job["min_rounds"],
+            flush=_flusher() if case.cache == "cold" else None,
+        )
+    result["timings"] = {
+        "seconds": timings.seconds,
+        "limit": timings.probes.get("limit", []),
+        "rounds": timings.rounds,
+        "calls_per_sample": timings.repeats,
+        "warm_call": timings.warm_call,
+    }
+    result["limits"] = {"kind": limits.kind, "fma": limits.fma, "read": limits.read, "problem": limits.problem}
+    return result
+
+
+def measure_memory(case: registry.Case, job: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
+    """Extra peak memory of one implementation in this process."""
+    (name,) = job["names"]
+    implementation = next(item for item in case.implementations if item.name == name)
+    note(name)
+    with _grad_mode(case):
+        tiny = implementation.prepare(case.inputs(case.tiny))
+        tiny()
+        call = implementation.prepare(case.inputs(case.tiny if job["tiny"] else case.shape))
+        if implementation.compiles:
+            # Compiling is not the call's memory; what the call keeps afterwards is the allocator's, and trimmed.
+            call()
+        try:
+            return {"memory": memory.measure_peak(call).as_dict()}
+        except memory.MemoryNotMeasured as error:
+            return {"memory": None, "problem": str(error)}
+
+
+def main() -> None:
+    """Run the job whose JSON file is the first argument."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    torch.set_num_threads(job["threads"])
+    case = next(item for item in registry.load(job["module"]) if item.name == job["case"])
+    note = Path(job["note"])
+    run = {"time": time_case, "memory": measure_memory}[job["mode"]]
+    result = run(case, job, lambda text: note.write_text(text, encoding="utf-8"))
+    Path(job["result"]).write_text(json.dumps(result), encoding="utf-8")
