@@ -54,14 +54,16 @@ def cmake_build(build: Path) -> None:
         raise SystemExit(f"MAX_JOBS: expected a positive number, got {jobs!r}")
 
     # Everything that an isolated build keeps elsewhere each time is said again, so that its cache can be reused.
-    same = f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}", f"Python_EXECUTABLE:UNINITIALIZED={sys.executable}"
-    cache = build / "CMakeCache.txt"
-    known = cache.read_text().splitlines() if cache.exists() else []
+    options = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    setting = "\n".join([str(ROOT), sys.executable, *options])
+    stamp = build / ".setting"
     configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
-    configure += [] if all(line in known for line in same) else ["--fresh"]
+    if not stamp.exists() or stamp.read_text() != setting:
+        configure.append("--fresh")
+        stamp.write_text(setting)
     configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}", f"-DPython_EXECUTABLE={sys.executable}"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DFGK_TORCH_DIR={torch_dir() or ''}"]
-    configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    configure += options
     shutil.rmtree(build / "stage", ignore_errors=True)
     subprocess.run(configure, check=True)
     subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
@@ -85,7 +87,7 @@ class CMakeBuild(build_ext):
         refuse_cuda()
         in_place = self.inplace or getattr(self, "editable_mode", False)
         destination = ROOT / "fgkernels" if in_place else Path(self.build_lib).resolve() / "fgkernels"
-        build = ROOT / "build" / ("dev" if in_place else "wheel")
+        build = ROOT / "build" / "dev"
         build.mkdir(parents=True, exist_ok=True)
         with open(build / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

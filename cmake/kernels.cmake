@@ -3,10 +3,6 @@
 include(CheckCXXCompilerFlag)
 
 set(FGK_KERNEL_FLAGS -fno-math-errno -ffp-contract=fast)
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  # GCC's own AVX-512 headers set this warning off (GCC bug 105593).
-  list(APPEND FGK_KERNEL_FLAGS -Wno-maybe-uninitialized)
-endif()
 if(FGK_SANITIZE)
   list(APPEND FGK_KERNEL_FLAGS -O1)
 endif()
@@ -16,6 +12,10 @@ set(FGK_LEVELS baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set(FGK_FLAGS_avx2 -mavx2 -mfma -mf16c)
   set(FGK_FLAGS_avx512 ${FGK_FLAGS_avx2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # GCC's own AVX-512 headers set these warnings off (GCC bug 105593).
+    list(APPEND FGK_FLAGS_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
+  endif()
   set(FGK_FLAGS_avx512_bf16 ${FGK_FLAGS_avx512} -mavx512bf16 -mavx512vnni)
   foreach(level avx2 avx512 avx512_bf16)
     string(REPLACE ";" " " flags "${FGK_FLAGS_${level}}")

@@ -16,6 +16,7 @@ message(STATUS "torch for headers and linking: ${FGK_TORCH_DIR}")
 
 add_library(fgk_torch INTERFACE)
 target_include_directories(fgk_torch SYSTEM INTERFACE ${FGK_TORCH_DIR}/include)
+target_compile_options(fgk_torch INTERFACE "-ffile-prefix-map=${FGK_TORCH_DIR}/=torch/")
 if(APPLE)
   target_link_libraries(fgk_torch INTERFACE ${FGK_TORCH_DIR}/lib/libtorch_cpu.dylib)
 else()

@@ -9,6 +9,7 @@ pip installs into, and a second torch is downloaded only if that environment has
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -16,7 +17,6 @@ from pathlib import Path
 from setuptools import build_meta
 from setuptools.build_meta import (  # noqa: F401
     build_sdist,
-    build_wheel,
     get_requires_for_build_sdist,
     prepare_metadata_for_build_wheel,
 )
@@ -24,6 +24,7 @@ from setuptools.build_meta import (  # noqa: F401
 if hasattr(build_meta, "build_editable"):
     from setuptools.build_meta import build_editable, prepare_metadata_for_build_editable  # noqa: F401
 
+ROOT = Path(__file__).resolve().parent.parent
 OLDEST_TORCH = (2, 10)
 
 
@@ -56,3 +57,10 @@ def get_requires_for_build_wheel(config_settings=None) -> list[str]:
 
 def get_requires_for_build_editable(config_settings=None) -> list[str]:
     return build_meta.get_requires_for_build_editable(config_settings) + _torch_requirement()
+
+
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None) -> str:
+    # setuptools leaves its copies of the modules in build/lib*, and would pack those that are no longer in the tree.
+    for folder in (ROOT / "build").glob("lib*"):
+        shutil.rmtree(folder)
+    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
