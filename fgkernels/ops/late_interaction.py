@@ -259,7 +259,12 @@ def _packed(side: str, tokens: Tensor, offsets: Tensor | None) -> tuple[Tensor, 
     if tokens.dim() != 3 or tokens._ragged_idx != 1:
         raise ValueError(f"{name}: expected a jagged nested tensor (N, j, D) ragged in j, got {tuple(tokens.shape)}")
     if tokens.lengths() is not None:
-        raise ValueError(f"{name}: expected a contiguous nested tensor, got one with gaps between its sequences")
+        if tokens.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name}: expected a contiguous nested tensor, got one with gaps between its sequences, "
+                "through which torch has no gradient"
+            )
+        tokens = tokens.contiguous()
     return tokens.values(), tokens.offsets()
 
 

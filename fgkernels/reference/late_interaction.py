@@ -216,8 +216,10 @@ def _masked_max(similarities: Tensor, mask: Tensor | None, zero_padding: bool) -
     alignment = torch.where(maxima == -torch.inf, first_valid, alignment)
     some = valid.any(-1)
     if zero_padding:
-        # A masked token is a zero vector: it wins where every valid similarity is negative, but not at a tie.
-        some = some & ~(~valid.all(-1) & (maxima < 0))
+        # A masked token is a zero vector: it beats negative similarities, and zeros of a higher index.
+        first_masked = (~valid).to(torch.uint8).max(-1).indices
+        beaten = (maxima < 0) | ((maxima == 0) & (first_masked < alignment))
+        some = some & ~(beaten & ~valid.all(-1))
     return torch.where(some, maxima, 0), torch.where(some, alignment, -1)
 
 
