@@ -57,10 +57,10 @@ def cmake_build(build: Path) -> None:
     options = shlex.split(os.environ.get("CMAKE_ARGS", ""))
     setting = "\n".join([str(ROOT), sys.executable, *options])
     stamp = build / ".setting"
-    configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
     if not stamp.exists() or stamp.read_text() != setting:
-        configure.append("--fresh")
+        (build / "CMakeCache.txt").unlink(missing_ok=True)  # but keep the objects: most of them will still be right
         stamp.write_text(setting)
+    configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}", f"-DPython_EXECUTABLE={sys.executable}"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DFGK_TORCH_DIR={torch_dir() or ''}"]
     configure += options
