@@ -76,12 +76,15 @@ def rows(document: dict[str, Any]) -> list[Row]:
 
 
 def ratio_ticks(chart_rows: list[Row]) -> list[float]:
-    """Ticks of the ratio axis: 1, 2, 5 steps that enclose all ratios and 1."""
+    """Ticks of the ratio axis: round numbers that enclose all ratios and 1."""
     ratios = [mark.ratio for row in chart_rows for mark in row.baselines] + [1.0]
-    steps = [base * 10.0**power for power in range(-4, 7) for base in (1, 2, 5)]
+    # Over more than a hundredfold, powers of ten alone.
+    bases = (1, 2, 5) if max(ratios) / min(ratios) < 100 else (1,)
+    steps = [base * 10.0**power for power in range(-4, 7) for base in bases]
     low = max(step for step in steps if step <= min(ratios))
     high = min((step for step in steps if step >= max(ratios)), default=max(ratios))
-    return [step for step in steps if low <= step <= max(high, 2 * low)]
+    ticks = [step for step in steps if low <= step <= high]
+    return ticks if len(ticks) > 1 else [low, 2 * low]
 
 
 def wrap_title(title: str, width: int = 40) -> list[str]:
@@ -116,7 +119,7 @@ def png(document: dict[str, Any], path: Path) -> Path:
             left.barh(y, mark.ratio - 1, 0.18, left=1, color=COLORS[mark.group], zorder=2)
             left.plot([mark.q1, mark.q3], [y, y], color="#222222", linewidth=1, zorder=3)
             left.annotate(
-                f"{mark.ratio:.2f}×",
+                report.times(mark.ratio),
                 (max(mark.ratio, mark.q3, 1), y),
                 xytext=(4, 0),
                 textcoords="offset points",

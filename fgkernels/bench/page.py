@@ -134,7 +134,7 @@ def _ratio_bar(mark: chart.Mark, y: float, ratio_x: Any) -> str:
         f'<rect x="{start:.1f}" y="{y - 6.5:.1f}" width="{max(1.0, end - start):.1f}" height="13" rx="2" '
         f'fill="{chart.COLORS[mark.group]}"/>'
         f'<line class="quartiles" x1="{ratio_x(mark.q1):.1f}" x2="{ratio_x(mark.q3):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text x="{label:.1f}" y="{y + 4:.1f}">{mark.ratio:.2f}×</text></g>'
+        f'<text x="{label:.1f}" y="{y + 4:.1f}">{report.times(mark.ratio)}</text></g>'
     )
 
 
@@ -233,11 +233,7 @@ def html(document: dict[str, Any]) -> str:
     """The page."""
     rows = chart.rows(document)
     picture = f'{_legend(rows)}<div class="wide">{_svg(rows)}</div>' if rows else "<p>No case was timed.</p>"
-    tiny = (
-        '<p class="bad">Tiny shapes: a check of the harness, not a measurement.</p>'
-        if document["settings"]["tiny"]
-        else ""
-    )
+    warnings = "".join(f'<p class="bad">{_text(warning)}</p>' for warning in report.warnings(document))
     # "<" is the only way out of a script element.
     data = json.dumps(document, ensure_ascii=False).replace("<", "\\u003c")
     return (
@@ -245,7 +241,7 @@ def html(document: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>fgkernels bench</title>'
         f"<style>{STYLE}</style></head><body><main><h1>fgkernels bench</h1>"
         '<p class="soft">Our ops against what people use instead, and against what this machine can do.</p>'
-        f"{tiny}{_facts(document)}<h2>Ratios and limits</h2>{picture}<h2>Table</h2>{_results_table(document)}"
+        f"{warnings}{_facts(document)}<h2>Ratios and limits</h2>{picture}<h2>Table</h2>{_results_table(document)}"
         f"<h2>Method</h2><p>{_text(report.METHOD)}</p><h2>Each case</h2>"
         + "".join(_details(record) for record in document["cases"])
         + f'</main><script type="application/json" id="document">{data}</script></body></html>\n'

@@ -101,7 +101,7 @@ class Case:
     dtype: str = "float32"
     probe: str = "float32"
     tolerance: float = 1e-5
-    grad_tolerance: float = 3e-3
+    grad_tolerance: float = 1e-2
     cache: str = "warm"
     overhead: bool = False
     measure_memory: bool = True

@@ -15,6 +15,8 @@ GROUP_TITLES = {
     "peer": "peer package",
     "own": "our op, sister case",
 }
+# Load per core at the start of a run, above which a report warns.
+BUSY = 0.5
 METHOD = (
     "Before anything is timed, our op and every baseline are compared with an fp64 reference on the shape that is "
     "timed; one that fails gets no time. Then all run in turn in one process (A B C, A B C, ...), and between the "
@@ -43,9 +45,14 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def times(value: float) -> str:
+    """`3.97×`, `115×`."""
+    return f"{value:.2f}×" if value < 100 else f"{value:.0f}×"
+
+
 def ratio_text(ratio: dict[str, float], quartiles: bool = False) -> str:
-    text = f"{ratio['median']:.2f}×"
-    return f"{text} [{ratio['q1']:.2f}–{ratio['q3']:.2f}]" if quartiles else text
+    text = times(ratio["median"])
+    return f"{text} [{times(ratio['q1'])}–{times(ratio['q3'])}]" if quartiles else text
 
 
 def limit_text(record: results.Record, entry: results.Record) -> str:
@@ -58,7 +65,7 @@ def limit_text(record: results.Record, entry: results.Record) -> str:
 def rate_text(record: results.Record, entry: results.Record) -> str:
     if record["limit"]["kind"] == "memory":
         return f"{entry['bandwidth']:.3g} GB/s"
-    return f"{entry['rate']:.3g} {'GOP/s' if record['dtype'] == 'int8' else 'GFLOP/s'}"
+    return f"{entry['rate']:.3g} {results.operations(record['dtype'])}"
 
 
 def memory_text(record: results.Record) -> str:
@@ -92,12 +99,20 @@ def machine_text(document: dict[str, Any]) -> str:
         f"fgkernels {env['fgkernels']}",
         env["date"][:10],
     ]
+    return ", ".join([*parts, *warnings(document)])
+
+
+def warnings(document: dict[str, Any]) -> list[str]:
+    """What makes the numbers less than a measurement of our kernels on a quiet machine."""
+    env, found = document["environment"], []
+    if env["load_average"] is not None and env["load_average"] > BUSY * env["cores"]:
+        found.append(f"BUSY MACHINE: load {env['load_average']:.1f} at the start")
     served = sorted(set(env["backends"].values()) - {"cpu"})
     if served:
-        parts.append(f"OUR OPS WERE SERVED BY {', '.join(served).upper()}, not by a kernel")
-    if settings["tiny"]:
-        parts.append("TINY SHAPES: a check of the harness, not a measurement")
-    return ", ".join(parts)
+        found.append(f"OUR OPS WERE SERVED BY {', '.join(served).upper()}, not by a kernel")
+    if document["settings"]["tiny"]:
+        found.append("TINY SHAPES: a check of the harness, not a measurement")
+    return found
 
 
 def case_title(record: results.Record) -> str:

@@ -88,7 +88,7 @@ def build_record(case: Case, settings: Settings, raw: Record) -> Record:
     readings = timings["limit"]
     record["limit"] = {
         **limits,
-        "unit": {"compute": "GFLOP/s", "memory": "GB/s"}.get(limits["kind"]),
+        "unit": {"compute": operations(case.dtype), "memory": "GB/s"}.get(limits["kind"]),
         "value": timing.summarize(readings).median if readings else None,
     }
     groups = {item.name: item.group for item in case.implementations}
@@ -176,6 +176,11 @@ def one_line(record: Record) -> str:
         parts.append(f"{100 * entry['of_limit']['median']:.0f} % of the {record['limit']['kind']} limit")
     parts.append(f"{entry['seconds']['count']} rounds")
     return ", ".join(parts)
+
+
+def operations(dtype: str) -> str:
+    """Unit of a rate: integer operations aren't FLOPs."""
+    return "GOP/s" if dtype == "int8" else "GFLOP/s"
 
 
 def seconds(value: float) -> str:

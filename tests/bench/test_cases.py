@@ -67,6 +67,9 @@ def test_every_implementation_passes_the_gate_at_tiny_shape(case):
                 wanted = item.reference(inputs) if item.reference else expected
                 verdict = gate.check(case, item.prepare(inputs)(), wanted)
                 assert verdict.passed, f"{item.name}: {verdict.problem}"
+                if case.dtype == "float32":
+                    # So few tokens have no near ties: gradients are as close as scores.
+                    assert max(verdict.errors.values()) < 1e-5, verdict.errors
 
 
 @pytest.mark.parametrize("name", ["maxsim-fp32", "filip-train-77", "maxsim-contrastive", "maxsim-ragged"])

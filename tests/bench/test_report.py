@@ -110,6 +110,13 @@ def test_markdown_has_one_row_a_case_with_equal_columns(document):
         report.markdown(document, ["price"])
 
 
+def test_a_busy_machine_is_named(document):
+    changed = copy.deepcopy(document)
+    changed["environment"]["load_average"] = 3.0
+    assert "BUSY MACHINE: load 3.0" in report.machine_text(changed)
+    assert "BUSY" not in report.machine_text(document)
+
+
 def test_a_reference_run_says_so(document):
     changed = copy.deepcopy(document)
     changed["environment"]["backends"] = {"maxsim": "reference"}
