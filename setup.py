@@ -21,13 +21,12 @@ from build_backend import torch_dir  # noqa: E402
 
 
 def tool(name: str, attribute: str) -> str:
-    """Path of cmake or ninja: the pip package's if it is importable, since its scripts need not be on PATH."""
+    """Path of cmake or ninja: the pip package's, whose scripts need not be on PATH, else the one on PATH."""
     try:
-        folder = Path(getattr(__import__(name), attribute))
+        folder = getattr(__import__(name), attribute)
     except (ImportError, AttributeError):
-        found = shutil.which(name)
-    else:
-        found = shutil.which(name, path=str(folder))
+        folder = ""
+    found = shutil.which(name, path=folder) or shutil.which(name)
     if not found:
         raise SystemExit(f"{name} not found: pip install {name}")
     return found
