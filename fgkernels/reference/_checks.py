@@ -103,9 +103,9 @@ def check_scales(expect: Expect, scales: Tensor | None, letters: str, documents:
         int8 == (scales is not None),
         ValueError,
         lambda: (
-            f"{name}: expected float32 {letters}, required with int8 documents, got None"
+            f"{name}: expected float32 {letters}, required when documents are int8, got None"
             if int8
-            else f"{name}: expected None, since documents are {documents.dtype} and not int8, got {shape(scales)}"
+            else f"{name}: only for int8 documents, got documents of dtype {documents.dtype}"
         ),
     )
     if scales is None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_gradcheck_maxsim(isa: str, masked: bool, reduction: str, padding: str) 
     ):
         query_mask, document_mask = (masks((3, 4)), masks(documents.shape[:-1])) if masked else (None, None)
         assert torch.autograd.gradcheck(
-            lambda q, d: fgkernels.maxsim(q, d, query_mask, document_mask, paired=paired, **options),  # noqa: B023
+            partial(fgkernels.maxsim, query_mask=query_mask, document_mask=document_mask, paired=paired, **options),
             (queries.requires_grad_(), documents.requires_grad_()),
         )
 
@@ -56,28 +57,17 @@ def test_gradcheck_late_interaction(isa: str, masked: bool, padding: str) -> Non
     a, b = spread((3, 4, 5)).requires_grad_(), spread((2, 6, 5)).requires_grad_()
     a_mask, b_mask = (masks((3, 4)), masks((2, 6))) if masked else (None, None)
     for reduction in ("sum", "mean"):
-        assert torch.autograd.gradcheck(
-            lambda a, b: fgkernels.late_interaction(a, b, a_mask, b_mask, reduction=reduction, padding=padding),  # noqa: B023
-            (a, b),
-        )
+        options = {"a_mask": a_mask, "b_mask": b_mask, "reduction": reduction, "padding": padding}
+        assert torch.autograd.gradcheck(partial(fgkernels.late_interaction, **options), (a, b))
 
 
 def test_gradcheck_varlen(isa: str) -> None:
     queries, documents = spread((7, 4)).requires_grad_(), spread((9, 4)).requires_grad_()
-    query_offsets, document_offsets = torch.tensor([0, 2, 2, 7]), torch.tensor([0, 4, 9, 9])
+    places = {"query_offsets": torch.tensor([0, 2, 2, 7]), "document_offsets": torch.tensor([0, 4, 9, 9])}
     for paired in (False, True):
         for reduction in ("sum", "mean"):
-            assert torch.autograd.gradcheck(
-                lambda q, d: fgkernels.maxsim_varlen(
-                    q,
-                    d,
-                    query_offsets,
-                    document_offsets,
-                    reduction=reduction,
-                    paired=paired,  # noqa: B023
-                ),
-                (queries, documents),
-            )
+            function = partial(fgkernels.maxsim_varlen, **places, reduction=reduction, paired=paired)
+            assert torch.autograd.gradcheck(function, (queries, documents))
 
 
 FORMS = ["all_pairs", "paired", "rerank", "late_interaction", "varlen"]
