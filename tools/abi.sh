@@ -4,7 +4,7 @@
 # second environment with torch 2.14.1 is made.
 set -euo pipefail
 python=$1 other=${2:-}
-library=$(ls fgkernels/libfgkernels.{so,dylib} 2>/dev/null)
+library=fgkernels/libfgkernels.so
 if [ -z "$other" ]; then
   bash tools/make_venv.sh "$python" .venv-abi
   other=.venv-abi/bin/python
