@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from . import environment, memory, results
-from .registry import Case, Implementation
+from .registry import RIVALS, Case, Implementation
 
 WORKER_TIMEOUT_SECONDS = 1800
 
@@ -156,7 +156,7 @@ def run_case(module: str, case: Case, settings: Settings) -> dict[str, Any]:
 
 def _add_memory(record: dict[str, Any], module: str, case: Case, settings: Settings) -> None:
     """Peaks of our op and of the fastest baseline of each kind."""
-    names = {case.candidate.name, *(name for group, name in record["fastest"].items() if group != "all")}
+    names = {case.candidate.name, *(name for group, name in record["fastest"].items() if group in RIVALS)}
     for item in case.implementations:
         if item.name not in names:
             continue
