@@ -98,6 +98,12 @@ void widen_row(S* dst, const void* src, DType dtype, int64_t n, float scale) {
       int64_t k = 0;
 #if defined(__F16C__)
       if (sizeof(S) == sizeof(float)) {
+#if defined(__AVX512F__)
+        for (; k + 16 <= n; k += 16) {
+          const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + k));
+          _mm512_storeu_ps(reinterpret_cast<float*>(dst + k), _mm512_cvtph_ps(half));
+        }
+#endif
         for (; k + 8 <= n; k += 8) {
           const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + k));
           _mm256_storeu_ps(reinterpret_cast<float*>(dst + k), _mm256_cvtph_ps(half));

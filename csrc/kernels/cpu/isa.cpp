@@ -24,10 +24,21 @@ std::atomic<int> chosen{kUnset};
 
 #if defined(__x86_64__)
 
+// Bits that older compilers have no name for in __builtin_cpu_supports; whether the operating system keeps the
+// registers follows from AVX and AVX-512F, which it does know.
 bool has_f16c() {
-  // Older compilers do not know "f16c" in __builtin_cpu_supports; AVX's presence covers the operating system's part.
   unsigned eax, ebx, ecx, edx;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 29)) != 0 && __builtin_cpu_supports("avx");
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1) != 0 && __builtin_cpu_supports("avx");
+}
+
+bool has_avx512_vnni() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx >> 11 & 1) != 0 && __builtin_cpu_supports("avx512f");
+}
+
+bool has_avx512_bf16() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1) != 0 && __builtin_cpu_supports("avx512f");
 }
 
 struct Cpu {
@@ -42,8 +53,8 @@ struct Cpu {
     const bool bw = __builtin_cpu_supports("avx512bw");
     const bool vl = __builtin_cpu_supports("avx512vl");
     const bool dq = __builtin_cpu_supports("avx512dq");
-    const bool bf16 = __builtin_cpu_supports("avx512bf16");
-    const bool vnni = __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = has_avx512_bf16();
+    const bool vnni = has_avx512_vnni();
     const CpuFeature found[] = {{"avx2", avx2},   {"fma", fma},          {"f16c", f16c},
                                 {"avx512f", f},   {"avx512bw", bw},      {"avx512vl", vl},
                                 {"avx512dq", dq}, {"avx512_bf16", bf16}, {"avx512_vnni", vnni}};

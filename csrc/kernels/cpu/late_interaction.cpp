@@ -64,6 +64,7 @@ constexpr int64_t kSegmentBytes = 256 * 1024;
 // Below this many multiply-adds a second thread costs more than it brings.
 constexpr int64_t kParallelWork = int64_t(1) << 20;
 constexpr int64_t kTasksPerThread = 16;
+constexpr int64_t kMaxInt8Depth = 65536;  // 255 * 127 * depth fits an int32
 
 int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -132,6 +133,7 @@ struct ForwardRun {
   LateInteractionTable::Forward kernel = nullptr;
   int64_t width = 0;
   int64_t step_bytes = 4;
+  bool int8 = false;
   std::vector<LaneGroup> groups;
   std::vector<LaneSample> samples;
   std::vector<int32_t> lane_token;
@@ -155,8 +157,9 @@ void choose_kernel(ForwardRun& run, const LateInteractionTable& table) {
     run.kernel = table.forward_bf16;
     plan.steps = std::max<int64_t>((dim + 1) / 2, 1);
     plan.pack_stream = dim % 2 != 0 || dim == 0;
-  } else if (stream == DType::i8 && table.forward_int8 != nullptr) {
+  } else if (stream == DType::i8 && table.forward_int8 != nullptr && dim > 0 && dim <= kMaxInt8Depth) {
     run.kernel = table.forward_int8;
+    run.int8 = true;
     plan.pack_stream = true;
   } else {
     run.kernel = table.forward_f32;
@@ -245,12 +248,13 @@ int64_t assign_workspace(const ForwardRun& run, const LateInteractionTable& tabl
   work.packed_stream = layout.take(may_pack ? plan.segment * plan.steps * run.step_bytes : 0);
   work.row_best = layout.take(plan.max_lanes * 8);
   work.row_index = layout.take(plan.max_lanes * 8);
-  work.column_best = layout.take(cells * 8);
+  work.column_best = layout.take(run.int8 ? plan.segment * int64_t(sizeof(float)) : cells * 8);  // int8: token scales
   work.column_index = layout.take(cells * 8);
   work.column_total = reinterpret_cast<double*>(layout.take(run.max_group_samples * 8));
   work.stream_token =
       reinterpret_cast<int32_t*>(layout.take(plan.stream.mask ? plan.stream.length * int64_t(sizeof(int32_t)) : 0));
-  work.extra = layout.take(plan.steps * run.step_bytes);
+  work.extra = layout.take(run.int8 ? int8_scratch_bytes(plan.max_lanes, plan.lanes.dim, plan.segment)
+                                    : plan.steps * run.step_bytes);
   return layout.used();
 }
 

@@ -85,32 +85,44 @@ void pack_lane(const ForwardPlan& plan, const char* src, typename M::Step* dst, 
   for (int64_t k = 0; k < plan.steps; ++k) dst[k * stride] = values[k];
 }
 
-// Visits the blocks of one or two vectors that cover lanes [first, last): block(first lane, vectors).
+// Visits the blocks that cover lanes [first, last), a whole number of vectors: block(first lane, vectors).
 template <int W, class Block>
 FGK_INLINE void for_each_block(int64_t first, int64_t last, const Block& block) {
-  int64_t lane = first;
-  for (; lane + kBlockVectors * W <= last; lane += kBlockVectors * W) block(lane, kBlockVectors);
-  if (lane < last) block(lane, 1);
+  for (int64_t lane = first; lane < last;) {
+    const int vectors = block_vectors((last - lane) / W);
+    block(lane, vectors);
+    lane += vectors * W;
+  }
 }
 
+// Transposes the tokens of a group into blocks: (block, step, lane). Lanes without a token are zero.
 template <class M, bool kColumns>
 void pack_group(const ForwardPlan& plan, const LaneGroup& group, Workspace& work) {
   using Step = typename M::Step;
   constexpr int W = M::V::W;
   Step* packed = reinterpret_cast<Step*>(work.packed_lanes);
   std::memset(packed, 0, static_cast<size_t>(group.lanes * plan.steps) * sizeof(Step));
-  for (int64_t s = group.first_sample; s < group.last_sample; ++s) {
-    const LaneSample& sample = plan.samples[s];
-    const int64_t region_first = kColumns ? sample.first_lane : 0;
-    const int64_t region_last = kColumns ? sample.first_lane + (sample.valid + W - 1) / W * W : group.lanes;
-    const int32_t* map = plan.lane_map(s);
-    for (int64_t i = 0; i < sample.valid; ++i) {
-      const int64_t lane = sample.first_lane + i;
-      const int64_t block = region_first + (lane - region_first) / (kBlockVectors * W) * (kBlockVectors * W);
-      const int64_t stride = block + kBlockVectors * W <= region_last ? kBlockVectors * W : W;
-      pack_lane<M>(plan, plan.lanes.token(s, map ? map[i] : i), packed + block * plan.steps + (lane - block), stride,
-                   work.extra);
-    }
+  int64_t s = group.first_sample;
+  auto pack_region = [&](int64_t first, int64_t last) {
+    for_each_block<W>(first, last, [&](int64_t block, int vectors) {
+      const int64_t end = block + vectors * W;
+      for (int64_t lane = block; lane < end; ++lane) {
+        while (s < group.last_sample && lane >= plan.samples[s].first_lane + plan.samples[s].valid) ++s;
+        if (s == group.last_sample || lane < plan.samples[s].first_lane) continue;
+        const int32_t* map = plan.lane_map(s);
+        const int64_t i = lane - plan.samples[s].first_lane;
+        pack_lane<M>(plan, plan.lanes.token(s, map ? map[i] : i), packed + block * plan.steps + (lane - block),
+                     vectors * W, work.extra);
+      }
+    });
+  };
+  if (!kColumns) {
+    pack_region(0, group.lanes);
+    return;
+  }
+  for (int64_t x = group.first_sample; x < group.last_sample; ++x) {
+    const LaneSample& sample = plan.samples[x];
+    pack_region(sample.first_lane, sample.first_lane + (sample.valid + W - 1) / W * W);
   }
 }
 
@@ -198,6 +210,7 @@ void forward(const ForwardPlan& plan, Workspace& work, const ForwardTask& task) 
   state.column_best = static_cast<Scalar*>(work.column_best);
   state.column_index = static_cast<typename V::Index*>(work.column_index);
 
+  const int64_t source_stride = plan.stream.token_stride * dtype_bytes(plan.stream.dtype);
   for (int64_t s = task.stream_first; s < task.stream_last; ++s) {
     const StreamSample stream = stream_sample(plan.stream, s, work.stream_token);
     for (int64_t lane = 0; lane < group.lanes; ++lane) {
@@ -216,12 +229,15 @@ void forward(const ForwardPlan& plan, Workspace& work, const ForwardTask& task) 
     for (int64_t t0 = 0; t0 < stream.valid; t0 += plan.segment) {
       const int64_t tokens = stream.valid - t0 < plan.segment ? stream.valid - t0 : plan.segment;
       const char* rows = plan.stream.token(s, stream.first + t0);
-      int64_t stride = plan.stream.token_stride * dtype_bytes(plan.stream.dtype);
+      int64_t stride = source_stride;
       if (plan.pack_stream || stream.map != nullptr) {
         rows = pack_stream_segment<M>(plan, stream, t0, tokens, work.packed_stream);
         stride = plan.steps * static_cast<int64_t>(sizeof(Step));
       }
       state.first_token = t0;
+      state.ahead_stride = source_stride;
+      state.ahead = plan.stream.token(s, stream.first + t0) +
+                    (rows == work.packed_stream ? tokens : kTileTokens) * source_stride;
       auto run_blocks = [&](int64_t first, int64_t last, int64_t end_of_tokens) {
         for_each_block<V::W>(first, last, [&](int64_t lane, int vectors) {
           state.row_best = row_best + lane;
@@ -229,10 +245,12 @@ void forward(const ForwardPlan& plan, Workspace& work, const ForwardTask& task) 
           state.first_lane = lane - first;
           state.valid_lanes = end_of_tokens - lane;
           const Step* block = packed + lane * plan.steps;
-          if (vectors == kBlockVectors) {
-            segment_block<M, kBlockVectors, kColumns>(block, plan.steps, rows, stride, tokens, state);
-          } else {
+          if (vectors == 2) {
+            segment_block<M, 2, kColumns>(block, plan.steps, rows, stride, tokens, state);
+          } else if (vectors == 1) {
             segment_block<M, 1, kColumns>(block, plan.steps, rows, stride, tokens, state);
+          } else {
+            segment_block<M, kMaxBlockVectors, kColumns>(block, plan.steps, rows, stride, tokens, state);
           }
         });
       };
@@ -289,7 +307,7 @@ const LateInteractionTable kLateInteractionTable = {
 #else
     nullptr,
 #endif
-#if defined(FGK_INT8)
+#if defined(FGK_LEVEL_AVX512_BF16)
     forward_int8,
 #else
     nullptr,

@@ -41,7 +41,6 @@ struct ForwardPlan {
   int64_t steps;     // depth of the micro-kernel: dim, or ceil(dim / 2) for bf16 pairs
   int64_t segment;   // stream tokens handled at a time
   int64_t max_lanes;
-  int64_t max_stream_tokens;
   const LaneGroup* groups;
   const LaneSample* samples;
   const int32_t* lane_token;  // original token of each valid lane, all samples one after another; null without a mask
@@ -64,6 +63,11 @@ struct Workspace {
   char* extra;            // one converted row, or what int8 screening needs
   int64_t packed_group = -1;
 };
+
+// Workspace::extra of the int8 path: rounded lanes, four numbers per lane, and the screen's scores of a segment.
+FGK_INLINE int64_t int8_scratch_bytes(int64_t lanes, int64_t dim, int64_t segment) {
+  return lanes * ((dim + 3) / 4 * 4 + 4 * 4) + segment * 3 * (16 * 4 + 8) + 8 * 64;
+}
 
 struct BackwardPlan {
   LateInteractionBackward args;

@@ -46,9 +46,20 @@ struct Bf16Math {
 };
 #endif
 
-constexpr int kBlockVectors = 2;
-// 24 accumulators of 32 registers, 12 of 16: the rest holds two lane vectors, the broadcast and the running maxima.
+// Lanes are worked off in blocks of two vectors. A lone vector would wait for loads (one per multiply-add), so the last
+// three of an odd count form one block where registers allow.
+constexpr int kMaxBlockVectors = kVectorRegisters == 32 ? 3 : 2;
+// 24 accumulators of 32 registers, 12 of 16: the rest holds the lane vectors, the broadcast and the running maxima.
 constexpr int kTileTokens = kVectorRegisters == 32 ? 12 : 6;
+template <int NV>
+constexpr int tile_tokens() {
+  return NV == 3 ? 8 : kTileTokens;
+}
+
+FGK_INLINE int block_vectors(int64_t vectors_left) {
+  if (vectors_left == kMaxBlockVectors) return kMaxBlockVectors;
+  return vectors_left >= 2 ? 2 : 1;
+}
 
 // Running maxima of one lane block (rows) and of the stream tokens of the current segment (columns).
 template <class V>
@@ -57,6 +68,8 @@ struct TileState {
   typename V::Index* row_index;
   typename V::Scalar* column_best;  // (segment tokens, W)
   typename V::Index* column_index;  // first lane of the winning vector; the lane is added at the end
+  const char* ahead;                // where the tokens after this tile's come from, for the segment's first tile
+  int64_t ahead_stride;             // bytes per token there
   int64_t first_token;              // index of the segment's first token within its sample
   int64_t first_lane;               // lane number of the block's first lane within its sample
   int64_t valid_lanes;              // lanes of this block that hold a token
@@ -105,8 +118,8 @@ FGK_NOINLINE void tile(const typename M::Step* lanes, int64_t steps, const char*
   const char* base[kBases];
 #pragma GCC unroll 8
   for (int r = 0; r < kBases; ++r) base[r] = stream + (t0 + 3 * r) * stride;
-  // The tile's rows are read column by column, a pattern that no hardware prefetcher follows: fetch the next tile here.
-  const char* ahead = stream + (t0 + MT) * stride;
+  // Rows are read column by column, a pattern that no hardware prefetcher follows: fetch what comes next here.
+  const char* ahead = state.ahead + t0 * state.ahead_stride;
   for (int64_t k = 0; k < steps; ++k) {
     __builtin_prefetch(ahead + k * 64);
     typename M::Operand q[NV];
@@ -194,10 +207,9 @@ template <class M, int NV, bool kColumns>
 void segment_block(const typename M::Step* lanes, int64_t steps, const char* stream, int64_t stride, int64_t tokens,
                    TileState<typename M::V>& state) {
   int64_t t = 0;
-  for (; t + kTileTokens <= tokens; t += kTileTokens) {
-    tile<M, NV, kTileTokens, kColumns>(lanes, steps, stream, stride, t, state);
-  }
-  if (kTileTokens > 8 && t + 8 <= tokens) {
+  constexpr int MT = tile_tokens<NV>();
+  for (; t + MT <= tokens; t += MT) tile<M, NV, MT, kColumns>(lanes, steps, stream, stride, t, state);
+  if (MT > 8 && t + 8 <= tokens) {
     tile<M, NV, 8, kColumns>(lanes, steps, stream, stride, t, state);
     t += 8;
   }
