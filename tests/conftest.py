@@ -18,9 +18,11 @@ try:
 except ImportError:  # optional: the operators work without it
     _native = None
 
-hypothesis.settings.register_profile(
-    "fgkernels", deadline=None, max_examples=60, suppress_health_check=[hypothesis.HealthCheck.too_slow]
-)
+# pytest --hypothesis-profile long draws more.
+for _profile, _examples in (("fgkernels", 60), ("long", 3000)):
+    hypothesis.settings.register_profile(
+        _profile, deadline=None, max_examples=_examples, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
 hypothesis.settings.load_profile("fgkernels")
 
 ISA_LEVELS = _native.supported_isas() if _native is not None else []

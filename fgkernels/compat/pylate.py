@@ -11,15 +11,11 @@ where PyLate raises.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..ops.late_interaction import maxsim, maxsim_varlen
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["colbert_kd_scores", "colbert_scores", "colbert_scores_pairwise"]
 
@@ -117,9 +113,11 @@ def _tensor(value: list | np.ndarray | Tensor) -> Tensor:
     """Tensors as they are; arrays share memory; lists of tensors are stacked, other lists become float32."""
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+    if not isinstance(value, list):
+        return torch.as_tensor(value)
+    if value and isinstance(value[0], Tensor):
         return torch.stack(value)
-    return torch.as_tensor(value, dtype=torch.float32 if isinstance(value, list) else None)
+    return torch.from_numpy(np.array(value, dtype=np.float32))
 
 
 def _pack(samples: list | np.ndarray | Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""hypothesis draws sizes, layouts, dtypes, masks, policies and mistakes: legal calls equal the reference."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fgkernels
+from fgkernels.ops import _library
+from fgkernels.reference import late_interaction as reference
+
+from .cases import FLOATS, LAYOUTS, lay_out
+
+pytestmark = pytest.mark.compiled
+
+SIZES = st.sampled_from([0, 1, 2, 3, 5, 8, 15, 16, 17, 33])
+CHANNELS = st.sampled_from([0, 1, 2, 3, 7, 16, 31, 64, 65])
+SPECIAL = [math.nan, math.inf, -math.inf]
+
+
+def values(seed: int, shape: tuple[int, ...], dtype: torch.dtype, special: float | None = None) -> Tensor:
+    """Small integers, exact in every dtype, a few of them replaced by `special`."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(-2, 3, shape, generator=generator).to(dtype)
+    if special is not None and tokens.numel():
+        tokens.view(-1)[torch.randint(tokens.numel(), (2,), generator=generator)] = special
+    return tokens
+
+
+@st.composite
+def token_tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    special = draw(st.sampled_from([None, None, None, *SPECIAL]))
+    tokens = values(draw(st.integers(0, 2**16)), shape, dtype, special)
+    layout = draw(st.sampled_from([name for name in LAYOUTS if name != "expanded" or shape[0] > 0]))
+    return lay_out(tokens, layout)
+
+
+@st.composite
+def masks(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor | None:
+    if draw(st.booleans()):
+        return None
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+
+
+@st.composite
+def environments(draw: st.DrawFn) -> tuple[int, str | None]:
+    try:
+        from fgkernels import _native
+    except ImportError:
+        return draw(st.integers(1, 2)), None
+    return draw(st.integers(1, 2)), draw(st.sampled_from(_native.supported_isas()))
+
+
+class environment:
+    """Thread count and ISA level of one example."""
+
+    def __init__(self, drawn: tuple[int, str | None]) -> None:
+        self.threads, self.isa = drawn
+
+    def __enter__(self) -> None:
+        torch.set_num_threads(self.threads)
+        if self.isa is not None:
+            from fgkernels import _native
+
+            self.before = _native.isa()
+            _native.set_isa(self.isa)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(1)
+        if self.isa is not None:
+            from fgkernels import _native
+
+            _native.set_isa(self.before)
+
+
+def assert_same(function: str, arguments: tuple, options: dict) -> None:
+    """Scores and alignment of the compiled call equal the reference's; gradients too where everything is finite."""
+    ours = getattr(fgkernels, function)(*arguments, return_alignment=True, **options)
+    truth = getattr(reference, function)(*arguments, return_alignment=True, **options)
+    for value, expected in zip(ours, truth, strict=True):
+        torch.testing.assert_close(value, expected, equal_nan=True)
+    leaves = [value.detach().clone().requires_grad_() for value in arguments[:2] if value.is_floating_point()]
+    if not all(value.isfinite().all() for value in leaves):
+        return
+    rest = arguments[len(leaves) :]
+    pairs = []
+    for library in (fgkernels, reference):
+        scores = getattr(library, function)(*leaves, *rest, **options)
+        scores = scores if isinstance(scores, tuple) else (scores,)
+        pairs.append(torch.autograd.grad([s.sum() for s in scores], leaves))
+    for value, expected in zip(*pairs, strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+@given(st.data())
+def test_maxsim(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from(FLOATS))
+    form = data.draw(st.sampled_from(["all_pairs", "paired", "rerank"]))
+    query_count, query_length, document_count, document_length = (data.draw(SIZES) for _ in range(4))
+    dim = data.draw(CHANNELS)
+    shape = {
+        "all_pairs": (document_count, document_length),
+        "paired": (query_count, document_length),
+        "rerank": (query_count, min(document_count, 3), document_length),
+    }[form]
+    queries = data.draw(token_tensors((query_count, query_length, dim), dtype))
+    documents = data.draw(token_tensors((*shape, dim), dtype))
+    options = {
+        "reduction": data.draw(st.sampled_from(["sum", "mean"])),
+        "padding": data.draw(st.sampled_from(["exclude", "zero"])),
+        "paired": form == "paired",
+    }
+    if data.draw(st.booleans()):
+        documents = documents.nan_to_num(0, 0, 0).to(torch.int8)
+        options["document_scales"] = values(3, shape, torch.float32).abs() / 2
+    query_mask, document_mask = data.draw(masks((query_count, query_length))), data.draw(masks(shape))
+    with environment(data.draw(environments())):
+        assert_same("maxsim", (queries, documents, query_mask, document_mask), options)
+
+
+@given(st.data())
+def test_late_interaction(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from(FLOATS))
+    a_count, n, b_count, m = (data.draw(SIZES) for _ in range(4))
+    dim = data.draw(CHANNELS)
+    a, b = data.draw(token_tensors((a_count, n, dim), dtype)), data.draw(token_tensors((b_count, m, dim), dtype))
+    options = {
+        "reduction": data.draw(st.sampled_from(["sum", "mean"])),
+        "padding": data.draw(st.sampled_from(["exclude", "zero"])),
+    }
+    with environment(data.draw(environments())):
+        assert_same("late_interaction", (a, b, data.draw(masks((a_count, n))), data.draw(masks((b_count, m)))), options)
+
+
+def offsets(lengths: list[int], dtype: torch.dtype) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
+
+
+@given(st.data())
+def test_varlen(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from(FLOATS))
+    query_lengths = data.draw(st.lists(SIZES, max_size=5))
+    document_lengths = data.draw(st.lists(SIZES, max_size=5))
+    paired = data.draw(st.booleans())
+    if paired:
+        count = min(len(query_lengths), len(document_lengths))
+        query_lengths, document_lengths = query_lengths[:count], document_lengths[:count]
+    dim = data.draw(CHANNELS)
+    layout = data.draw(st.sampled_from([name for name in LAYOUTS if name != "expanded"]))
+    special = data.draw(st.sampled_from([None, None, *SPECIAL]))
+    packed = [
+        lay_out(values(i, (1, sum(lengths), dim), dtype, special), layout)[0]
+        for i, lengths in enumerate((query_lengths, document_lengths))
+    ]
+    places = (offsets(lengths, data.draw(st.sampled_from([torch.int32, torch.int64])))
+              for lengths in (query_lengths, document_lengths))  # fmt: skip
+    options = {"reduction": data.draw(st.sampled_from(["sum", "mean"])), "paired": paired}
+    with environment(data.draw(environments())):
+        assert_same("maxsim_varlen", (*packed, *places), options)
+
+
+ANY_DTYPE = st.sampled_from([*FLOATS, torch.int8, torch.int32, torch.int64, torch.bool, torch.uint8, torch.complex64])
+
+
+@st.composite
+def anything(draw: st.DrawFn) -> Tensor | None:
+    """A tensor of any rank, dtype and device, or None."""
+    if draw(st.integers(0, 5)) == 0:
+        return None
+    shape = draw(st.lists(st.sampled_from([0, 1, 2, 3, 5]), max_size=5))
+    tensor = torch.zeros(shape, dtype=draw(ANY_DTYPE))
+    return tensor.to("meta") if draw(st.integers(0, 9)) == 0 else tensor
+
+
+@given(st.data())
+def test_anything_returns_or_raises(data: st.DataObject) -> None:
+    """Arbitrary tensors in every place of every operator: an exception is fine, a crash is not."""
+    name = data.draw(
+        st.sampled_from(
+            [
+                "maxsim", "maxsim_fwd", "maxsim_backward_queries", "maxsim_backward_documents",
+                "maxsim_varlen", "maxsim_varlen_fwd", "maxsim_varlen_backward_queries",
+                "maxsim_varlen_backward_documents", "late_interaction", "late_interaction_fwd",
+                "late_interaction_backward_a", "late_interaction_backward_b",
+            ]
+        )
+    )  # fmt: skip
+    operator = _library.op(name)
+    arguments = [
+        data.draw(st.booleans()) if "bool" in str(argument.type) else data.draw(anything())
+        for argument in operator._schema.arguments
+    ]
+    try:
+        operator(*arguments)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):
+        pass
+
+
+@given(st.data())
+def test_almost_right_raises(data: st.DataObject) -> None:
+    """One thing wrong in an otherwise legal call is found every time."""
+    queries, documents = torch.zeros(2, 3, 4), torch.zeros(5, 6, 4)
+    query_mask, document_mask = torch.ones(2, 3).bool(), torch.ones(5, 6).bool()
+    arguments = [queries, documents, query_mask, document_mask]
+    place = data.draw(st.integers(0, 3))
+    value = arguments[place]
+    wrong = data.draw(
+        st.sampled_from(
+            [
+                value[0], value.unsqueeze(0).unsqueeze(0), value.to(torch.int16), value.to("meta"),
+                torch.cat([value, value], -1), value.to(torch.complex64),
+            ]
+        )
+    )  # fmt: skip
+    arguments[place] = wrong
+    name = data.draw(st.sampled_from(["maxsim", "late_interaction"]))
+    back_end = data.draw(st.sampled_from(["cpu", "reference"]))
+    with pytest.raises((RuntimeError, ValueError, TypeError)), fgkernels.backend(back_end):
+        getattr(fgkernels, name)(*arguments)
+
+
+@given(
+    st.lists(st.integers(-3, 12), max_size=6),
+    st.sampled_from(["query", "document"]),
+    st.sampled_from([torch.int32, torch.int64]),
+)
+def test_any_offsets(numbers: list[int], side: str, dtype: torch.dtype) -> None:
+    """Offsets are accepted exactly when they start at 0, never fall and end at the token count."""
+    tokens, good = torch.ones(8, 3), torch.tensor([0, 8])
+    given_offsets = torch.tensor(numbers, dtype=dtype)
+    legal = bool(numbers) and numbers[0] == 0 and numbers[-1] == 8 and numbers == sorted(numbers)
+    arguments = (tokens, tokens, given_offsets, good) if side == "query" else (tokens, tokens, good, given_offsets)
+    for name in ("cpu", "reference"):
+        with fgkernels.backend(name):
+            if legal:
+                assert fgkernels.maxsim_varlen(*arguments).isfinite().all()
+            else:
+                with pytest.raises((RuntimeError, ValueError), match=f"{side}_offsets"):
+                    fgkernels.maxsim_varlen(*arguments)
