@@ -64,9 +64,7 @@ std::optional<DType> kernel_dtype(const Tensor& tensor) {
   }
 }
 
-Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
+Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
 Tensor dense_channels(const Tensor& tensor) {
   const int64_t last = tensor.dim() - 1;

@@ -22,8 +22,8 @@ struct Side {
 DType check_float_tokens(const char* name, const Tensor& tokens) {
   check(tokens.is_cpu(), name, ": expected a CPU tensor");
   const std::optional<DType> dtype = kernel_dtype(tokens);
-  check(dtype.has_value() && *dtype != DType::i8, name,
-        ": expected dtype float32, float64, bfloat16 or float16, got ", dtype_name(tokens));
+  check(dtype.has_value() && *dtype != DType::i8, name, ": expected dtype float32, float64, bfloat16 or float16, got ",
+        dtype_name(tokens));
   return *dtype;
 }
 
@@ -83,8 +83,8 @@ Side padded_side(const char* name, const Tensor& tokens, DType dtype) {
   check(batch.length <= kMaxTokens, name, ": expected at most 2^31 - 1 tokens per sample, got ", batch.length);
   if (rank == 4) {
     const int64_t candidates = tokens.size(1);
-    const bool flat = tokens.size(0) <= 1 || candidates <= 1 ||
-                      side.tokens.stride(0) == candidates * side.tokens.stride(1);
+    const bool flat =
+        tokens.size(0) <= 1 || candidates <= 1 || side.tokens.stride(0) == candidates * side.tokens.stride(1);
     if (!flat) side.tokens = torch::stable::contiguous(side.tokens);
     batch.batch *= candidates;
     batch.sample_stride = candidates == 1 ? side.tokens.stride(0) : side.tokens.stride(1);
@@ -117,8 +117,7 @@ std::vector<int64_t> read_offsets(const char* name, const Tensor& offsets, const
   return values;
 }
 
-Side packed_side(const char* name, const Tensor& tokens, DType dtype, const char* offsets_name,
-                 const Tensor& offsets) {
+Side packed_side(const char* name, const Tensor& tokens, DType dtype, const char* offsets_name, const Tensor& offsets) {
   check(tokens.size(0) <= kMaxTokens, name, ": expected at most 2^31 - 1 tokens, got ", tokens.size(0));
   Side side;
   side.tokens = dense_channels(tokens);
@@ -197,8 +196,8 @@ PaddedCall padded_call(const Tensor& queries, const Tensor& documents, const Opt
   check(documents.dim() == 3 || (rerank && paired), "documents: expected ",
         paired ? "(N, Ld, D), or (Nq, K, Ld, D) to rerank" : "(Nd, Ld, D)", ", got ", shape(documents));
   const DType query_type = check_float_tokens("queries", queries);
-  const DType document_type = check_tokens_like("documents", documents, "queries", queries, true,
-                                                scales.has_value(), letters);
+  const DType document_type =
+      check_tokens_like("documents", documents, "queries", queries, true, scales.has_value(), letters);
   check(!paired || documents.size(0) == queries.size(0), "documents: expected ", letters, " with ",
         rerank ? "Nq = " : "N = ", queries.size(0), " like queries, got ", shape(documents));
   check_per_token("query_mask", query_mask, ScalarType::Bool, "bool", "(Nq, Lq)", {queries.size(0), queries.size(1)});
@@ -274,8 +273,9 @@ PackedCall packed_call(const Tensor& queries, const Tensor& documents, const Ten
   call.queries = packed_side("queries", queries, query_type, "query_offsets", query_offsets);
   call.documents = packed_side("documents", documents, document_type, "document_offsets", document_offsets);
   attach_scales(call.documents, scales);
-  check(!paired || call.queries.batch.batch == call.documents.batch.batch, "document_offsets: expected (N + 1,) with N = ",
-        call.queries.batch.batch, " like query_offsets for paired scores, got ", shape(document_offsets));
+  check(!paired || call.queries.batch.batch == call.documents.batch.batch,
+        "document_offsets: expected (N + 1,) with N = ", call.queries.batch.batch,
+        " like query_offsets for paired scores, got ", shape(document_offsets));
   return call;
 }
 
@@ -327,8 +327,8 @@ void check_document_gradient(const Tensor& documents) {
 }
 
 Tensor maxsim_gradient(const Tensor& grad_scores, const Tensor& queries, const Tensor& documents,
-                       const OptionalTensor& query_mask, const OptionalTensor& document_scales,
-                       const Tensor& alignment, bool mean, bool paired, bool for_queries) {
+                       const OptionalTensor& query_mask, const OptionalTensor& document_scales, const Tensor& alignment,
+                       bool mean, bool paired, bool for_queries) {
   if (!for_queries) check_document_gradient(documents);
   const PaddedCall call = padded_call(queries, documents, query_mask, std::nullopt, document_scales, paired);
   const int64_t nq = call.queries.batch.batch;
@@ -439,10 +439,8 @@ Tensor late_gradient(const Tensor& grad_ab, const Tensor& grad_ba, const Tensor&
                      const Tensor& alignment_ba, bool mean, bool for_a) {
   const LateCall call = late_call(a, b, a_mask, b_mask);
   const int64_t na = a.size(0), nb = b.size(0), n = a.size(1), m = b.size(1);
-  const Incoming in_ab =
-      check_incoming("grad_ab", grad_ab, "alignment_ab", alignment_ab, a, {na, nb}, {na, nb, n});
-  const Incoming in_ba =
-      check_incoming("grad_ba", grad_ba, "alignment_ba", alignment_ba, a, {na, nb}, {na, nb, m});
+  const Incoming in_ab = check_incoming("grad_ab", grad_ab, "alignment_ab", alignment_ab, a, {na, nb}, {na, nb, n});
+  const Incoming in_ba = check_incoming("grad_ba", grad_ba, "alignment_ba", alignment_ba, a, {na, nb}, {na, nb, m});
   DirectionOutput ab, ba;
   place_late(call, ab, ba);
   read_from(ab, in_ab);

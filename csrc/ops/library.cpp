@@ -10,22 +10,21 @@
 #define FGK_LIBRARY(ns, m) STABLE_TORCH_LIBRARY(ns, m)
 #define FGK_LIBRARY_IMPL(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
 
-#define FGK_MAXSIM_ARGS                                                                            \
-  "(Tensor queries, Tensor documents, Tensor? query_mask, Tensor? document_mask, "                 \
+#define FGK_MAXSIM_ARGS                                                            \
+  "(Tensor queries, Tensor documents, Tensor? query_mask, Tensor? document_mask, " \
   "Tensor? document_scales, bool mean, bool zero_padding, bool paired)"
-#define FGK_MAXSIM_GRAD_ARGS                                                                       \
-  "(Tensor grad_scores, Tensor queries, Tensor documents, Tensor? query_mask, "                    \
+#define FGK_MAXSIM_GRAD_ARGS                                                    \
+  "(Tensor grad_scores, Tensor queries, Tensor documents, Tensor? query_mask, " \
   "Tensor? document_scales, Tensor alignment, bool mean, bool paired)"
-#define FGK_VARLEN_ARGS                                                                            \
-  "(Tensor queries, Tensor documents, Tensor query_offsets, Tensor document_offsets, "             \
+#define FGK_VARLEN_ARGS                                                                \
+  "(Tensor queries, Tensor documents, Tensor query_offsets, Tensor document_offsets, " \
   "Tensor? document_scales, bool mean, bool paired)"
-#define FGK_VARLEN_GRAD_ARGS                                                                       \
-  "(Tensor grad_scores, Tensor queries, Tensor documents, Tensor query_offsets, "                  \
+#define FGK_VARLEN_GRAD_ARGS                                                      \
+  "(Tensor grad_scores, Tensor queries, Tensor documents, Tensor query_offsets, " \
   "Tensor document_offsets, Tensor? document_scales, Tensor alignment, bool mean, bool paired)"
-#define FGK_LATE_ARGS                                                                              \
-  "(Tensor a, Tensor b, Tensor? a_mask, Tensor? b_mask, bool mean, bool zero_padding)"
-#define FGK_LATE_GRAD_ARGS                                                                         \
-  "(Tensor grad_ab, Tensor grad_ba, Tensor a, Tensor b, Tensor? a_mask, Tensor? b_mask, "          \
+#define FGK_LATE_ARGS "(Tensor a, Tensor b, Tensor? a_mask, Tensor? b_mask, bool mean, bool zero_padding)"
+#define FGK_LATE_GRAD_ARGS                                                                \
+  "(Tensor grad_ab, Tensor grad_ba, Tensor a, Tensor b, Tensor? a_mask, Tensor? b_mask, " \
   "Tensor alignment_ab, Tensor alignment_ba, bool mean)"
 
 FGK_LIBRARY(FGK_OP_NAMESPACE, m) {

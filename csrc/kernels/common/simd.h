@@ -105,9 +105,7 @@ struct F32 {
   static FGK_INLINE IndexReg index_load(const Index* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  static FGK_INLINE void index_store(Index* p, IndexReg x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
-  }
+  static FGK_INLINE void index_store(Index* p, IndexReg x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
   static FGK_INLINE IndexReg index_select(Mask m, IndexReg yes, IndexReg no) {
     return _mm256_blendv_epi8(no, yes, _mm256_castps_si256(m));
   }
@@ -142,9 +140,7 @@ struct F64 {
   static FGK_INLINE IndexReg index_load(const Index* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
-  static FGK_INLINE void index_store(Index* p, IndexReg x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
-  }
+  static FGK_INLINE void index_store(Index* p, IndexReg x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
   static FGK_INLINE IndexReg index_select(Mask m, IndexReg yes, IndexReg no) {
     return _mm256_blendv_epi8(no, yes, _mm256_castpd_si256(m));
   }

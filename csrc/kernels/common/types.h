@@ -38,8 +38,8 @@ struct TokenBatch {
   const int64_t* offsets = nullptr;  // (batch + 1) when packed, else null
   int64_t sample_stride = 0;
   int64_t token_stride = 0;
-  const uint8_t* mask = nullptr;   // (batch, length), 1 = valid, padded form only
-  const float* scales = nullptr;   // one factor per token for int8, (batch, length) or (tokens)
+  const uint8_t* mask = nullptr;  // (batch, length), 1 = valid, padded form only
+  const float* scales = nullptr;  // one factor per token for int8, (batch, length) or (tokens)
 
   FGK_INLINE int64_t tokens(int64_t s) const { return offsets ? offsets[s + 1] - offsets[s] : length; }
   // Position of the first token of sequence s in a dense per-token array (masks, scales, indices).

@@ -14,8 +14,8 @@
 
 namespace fgk {
 
-#define FGK_DECLARE_TABLE(level)                         \
-  namespace level {                                      \
+#define FGK_DECLARE_TABLE(level)                           \
+  namespace level {                                        \
   extern const LateInteractionTable kLateInteractionTable; \
   }
 FGK_DECLARE_TABLE(baseline)
@@ -229,7 +229,8 @@ void plan_tasks(ForwardRun& run, const std::vector<int64_t>& stream_valid, int t
     const LaneGroup& group = run.groups[g];
     int64_t first = group.stream_first;
     for (int64_t s = first; s < group.stream_last; ++s) {
-      const int64_t cost = group.lanes * (cost_before[static_cast<size_t>(s + 1)] - cost_before[static_cast<size_t>(first)]);
+      const int64_t cost =
+          group.lanes * (cost_before[static_cast<size_t>(s + 1)] - cost_before[static_cast<size_t>(first)]);
       if (cost >= target || s + 1 == group.stream_last) {
         run.tasks.push_back({static_cast<int64_t>(g), first, s + 1});
         first = s + 1;

@@ -13,7 +13,8 @@
 namespace fgk {
 
 // Where the result of pair (x, y) of a direction goes. `x` is the sample whose tokens are reduced, `y` the other one.
-// Element of the score: x * score_x + y * score_y. First index element of the pair: token_base(x) * index_x + y * index_y.
+// Element of the score: x * score_x + y * score_y. First index element of the pair: token_base(x) * index_x + y *
+// index_y.
 struct DirectionOutput {
   void* scores = nullptr;  // float, or double for double tokens; null: direction not wanted
   int64_t score_x = 0;
@@ -44,12 +45,12 @@ void late_interaction_forward(const LateInteractionForward& args, const Parallel
 struct LateInteractionBackward {
   TokenBatch owner;  // data unused
   TokenBatch other;
-  DirectionOutput own;          // scores: incoming gradient of the direction owner -> other, or null
-  DirectionOutput from_other;   // scores: incoming gradient of the direction other -> owner, or null
+  DirectionOutput own;         // scores: incoming gradient of the direction owner -> other, or null
+  DirectionOutput from_other;  // scores: incoming gradient of the direction other -> owner, or null
   bool mean = false;
-  int64_t paired = 0;           // K of the forward
-  bool owner_is_a = true;       // which side of a paired call the owner was
-  void* gradient = nullptr;     // dense, owner's token layout, owner's dtype
+  int64_t paired = 0;        // K of the forward
+  bool owner_is_a = true;    // which side of a paired call the owner was
+  void* gradient = nullptr;  // dense, owner's token layout, owner's dtype
 };
 
 void late_interaction_backward(const LateInteractionBackward& args, const Parallel& parallel);

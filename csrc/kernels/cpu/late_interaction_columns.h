@@ -8,7 +8,8 @@
 namespace fgk {
 namespace FGK_ISA_NS {
 
-// Cell (token, lane) holds the best score seen in that lane, and the number of the first lane of the vector it came from.
+// Cell (token, lane) holds the best score seen in that lane, and the number of the first lane of the vector it came
+// from.
 template <class V>
 FGK_INLINE void column_winner(const typename V::Scalar* best, const typename V::Index* first_lane,
                               typename V::Scalar& value, int64_t& lane) {
@@ -61,8 +62,7 @@ class ColumnReader<F32> {
 
   static FGK_INLINE Pair better(__m512 a, __m512i lane_a, __m512 b, __m512i lane_b) {
     const __mmask16 tie = _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ);
-    const __mmask16 take_b =
-        _mm512_cmp_ps_mask(b, a, _CMP_GT_OQ) | _mm512_mask_cmplt_epi32_mask(tie, lane_b, lane_a);
+    const __mmask16 take_b = _mm512_cmp_ps_mask(b, a, _CMP_GT_OQ) | _mm512_mask_cmplt_epi32_mask(tie, lane_b, lane_a);
     return {_mm512_mask_mov_ps(a, take_b, b), _mm512_mask_mov_epi32(lane_a, take_b, lane_b)};
   }
   static FGK_INLINE Pair merge1(Pair x, Pair y) {

@@ -25,12 +25,12 @@ struct Candidate {
 
 // What screening needs beside the fp32 rows of the group, carved from Workspace::extra (see int8_scratch_bytes).
 struct Screen {
-  int8_t* rounded;      // (block, step of four channels, lane, 4)
-  int32_t* offset;      // 128 * sum q', taken off because documents enter as unsigned d + 128
-  float* slack;         // bound on |score error| / (s |c|), rounding of the screen's own fp32 included
-  float* inverse_scale; // 1 / s
-  uint16_t* screened;   // per vector of lanes: the lanes that screening covers
-  float* scores;        // (segment tokens, block lanes)
+  int8_t* rounded;       // (block, step of four channels, lane, 4)
+  int32_t* offset;       // 128 * sum q', taken off because documents enter as unsigned d + 128
+  float* slack;          // bound on |score error| / (s |c|), rounding of the screen's own fp32 included
+  float* inverse_scale;  // 1 / s
+  uint16_t* screened;    // per vector of lanes: the lanes that screening covers
+  float* scores;         // (segment tokens, block lanes)
   Candidate* candidates;
 };
 
@@ -49,7 +49,8 @@ Screen carve(const ForwardPlan& plan, Workspace& work) {
   screen.inverse_scale = reinterpret_cast<float*>(take(lanes * 4));
   screen.screened = reinterpret_cast<uint16_t*>(take(lanes / W * 2));
   screen.scores = reinterpret_cast<float*>(take(plan.segment * kMaxBlockVectors * W * 4));
-  screen.candidates = reinterpret_cast<Candidate*>(take((plan.segment * kMaxBlockVectors + 1) * int64_t(sizeof(Candidate))));
+  screen.candidates =
+      reinterpret_cast<Candidate*>(take((plan.segment * kMaxBlockVectors + 1) * int64_t(sizeof(Candidate))));
   return screen;
 }
 
@@ -140,7 +141,9 @@ float gather_scales(const ForwardPlan& plan, const StreamSample& stream, int64_t
 
 // acc += unsigned bytes of d times signed bytes of q, four per lane. GCC 12 spills every accumulator around the
 // intrinsic, hence the instruction itself.
-FGK_INLINE void dot_quads(__m512i& acc, __m512i d, __m512i q) { asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(d), "v"(q)); }
+FGK_INLINE void dot_quads(__m512i& acc, __m512i d, __m512i q) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(d), "v"(q));
+}
 
 // c <q', d> of NV * W lanes with MT tokens, stored; the running maximum per lane is updated.
 template <int NV, int MT>
@@ -200,8 +203,8 @@ float exact_score(const float* q, const int8_t* d, int64_t dim, float scale) {
   for (; k < dim; k += W) {
     const __mmask16 inside = F32::first_lanes(static_cast<int>(dim - k < W ? dim - k : W));
     const __m128i bytes = _mm_maskz_loadu_epi8(inside, d + k);
-    sum[0] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(inside, q + k), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)),
-                             sum[0]);
+    sum[0] =
+        _mm512_fmadd_ps(_mm512_maskz_loadu_ps(inside, q + k), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), sum[0]);
   }
   return scale * _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
 }
@@ -250,7 +253,8 @@ struct Int8Pass {
     constexpr int MT = tile_tokens<NV>();
     int64_t t = 0;
     auto run = [&](auto tile, int64_t n) {
-      tile(lanes, steps, screen.offset + block, documents + t * stride, stride, scales + t, screen.scores + t * NV * W, top);
+      tile(lanes, steps, screen.offset + block, documents + t * stride, stride, scales + t, screen.scores + t * NV * W,
+           top);
       t += n;
     };
     while (t + MT <= tokens) run(screen_tile<NV, MT>, MT);
@@ -265,8 +269,8 @@ struct Int8Pass {
       slack[v] = _mm512_loadu_ps(screen.slack + block + v * W);
       screened[v] = screen.screened[block / W + v];
       // The best lower bound: of this segment's screen, or the exact best of the segments before.
-      const __m512 seen = _mm512_mul_ps(_mm512_loadu_ps(best + block + v * W),
-                                        _mm512_loadu_ps(screen.inverse_scale + block + v * W));
+      const __m512 seen =
+          _mm512_mul_ps(_mm512_loadu_ps(best + block + v * W), _mm512_loadu_ps(screen.inverse_scale + block + v * W));
       const __m512 known = _mm512_fnmadd_ps(_mm512_abs_ps(seen), _mm512_set1_ps(1e-5f), seen);
       floor[v] = _mm512_max_ps(known, _mm512_fnmadd_ps(slack[v], _mm512_set1_ps(top_scale), top[v]));
     }
@@ -286,7 +290,8 @@ struct Int8Pass {
       const int64_t c = candidate.token;
       for (unsigned reach = candidate.lanes; reach; reach &= reach - 1) {
         const int64_t lane = block + candidate.vector * W + __builtin_ctz(reach);
-        take(lane, c, exact_score(rows + lane * dim, reinterpret_cast<const int8_t*>(documents + c * stride), dim, scales[c]));
+        take(lane, c,
+             exact_score(rows + lane * dim, reinterpret_cast<const int8_t*>(documents + c * stride), dim, scales[c]));
       }
     }
   }
@@ -322,8 +327,9 @@ void forward_int8(const ForwardPlan& plan, Workspace& work, const ForwardTask& t
         stride = quads(plan) * 4;
       }
       const float top_scale = gather_scales(plan, stream, t0, tokens, scales);
-      const Int8Pass pass{plan,      screen, stream,    reinterpret_cast<const float*>(work.packed_lanes), best, index, t0,
-                          tokens, documents, stride, scales, top_scale};
+      const Int8Pass pass{plan,      screen, stream, reinterpret_cast<const float*>(work.packed_lanes),
+                          best,      index,  t0,     tokens,
+                          documents, stride, scales, top_scale};
       const bool finite = top_scale == top_scale;
       for (int64_t block = 0; finite && block < group.lanes;) {
         const int vectors = block_vectors((group.lanes - block) / W);

@@ -236,8 +236,8 @@ void forward(const ForwardPlan& plan, Workspace& work, const ForwardTask& task) 
       }
       state.first_token = t0;
       state.ahead_stride = source_stride;
-      state.ahead = plan.stream.token(s, stream.first + t0) +
-                    (rows == work.packed_stream ? tokens : kTileTokens) * source_stride;
+      state.ahead =
+          plan.stream.token(s, stream.first + t0) + (rows == work.packed_stream ? tokens : kTileTokens) * source_stride;
       auto run_blocks = [&](int64_t first, int64_t last, int64_t end_of_tokens) {
         for_each_block<V::W>(first, last, [&](int64_t lane, int vectors) {
           state.row_best = row_best + lane;

@@ -11,7 +11,7 @@ namespace FGK_ISA_NS {
 // One sample of the stream side with its masked tokens taken out.
 struct StreamSample {
   int64_t sample;
-  int64_t tokens;        // masked ones included
+  int64_t tokens;  // masked ones included
   int64_t valid;
   int64_t first;         // first valid token
   int64_t first_masked;  // -1: none

@@ -18,10 +18,10 @@ struct LaneGroup {
 };
 
 struct LaneSample {
-  int64_t first_lane;     // within its group
-  int64_t valid;          // unmasked tokens
-  int64_t first_masked;   // -1: none
-  int64_t map_first;      // where its tokens start in ForwardPlan::lane_token
+  int64_t first_lane;    // within its group
+  int64_t valid;         // unmasked tokens
+  int64_t first_masked;  // -1: none
+  int64_t map_first;     // where its tokens start in ForwardPlan::lane_token
 };
 
 struct ForwardTask {

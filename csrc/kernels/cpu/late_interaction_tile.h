@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The register-blocked micro-kernel of late interaction and its argmax epilogue. Included by *_isa.cpp files only.
 //
-// Vector lanes hold lane tokens (packed depth-major), the tokens of the stream side are broadcast element by element, so
-// every accumulator holds similarities of W lane tokens with one stream token: the maximum over stream tokens is a
+// Vector lanes hold lane tokens (packed depth-major), the tokens of the stream side are broadcast element by element,
+// so every accumulator holds similarities of W lane tokens with one stream token: the maximum over stream tokens is a
 // vertical compare, and no horizontal work happens inside a tile.
 #pragma once
 
