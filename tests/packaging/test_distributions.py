@@ -6,8 +6,11 @@ from __future__ import annotations
 import tarfile
 import zipfile
 from email.parser import Parser
+from pathlib import Path
 
 import fgkernels
+
+ROOT = Path(__file__).resolve().parents[2]
 
 OPERATORS_AGREE = """
 import torch
@@ -31,6 +34,13 @@ def test_wheel_holds_the_package_and_its_libraries_only(distributions):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fgkernels"}
     assert not [name for name in names if name.endswith((".cpp", ".h", ".pyc"))]
+
+
+def test_wheel_holds_every_file_of_the_package(distributions):
+    package = ROOT / "fgkernels"
+    built = {".so", ".pyc"}
+    files = {str(f.relative_to(ROOT)) for f in package.rglob("*") if f.is_file() and f.suffix not in built}
+    assert files <= set(zipfile.ZipFile(distributions.wheel).namelist())
 
 
 def test_wheel_metadata(distributions):
