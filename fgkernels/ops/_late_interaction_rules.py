@@ -103,21 +103,25 @@ def _late_interaction_fake(a: Tensor, b: Tensor, *args: Any) -> tuple[Tensor, Te
 
 @fake("maxsim_backward_queries", "maxsim_varlen_backward_queries")
 def _backward_queries_fake(grad_scores: Tensor, queries: Tensor, *args: Any) -> Tensor:
+    _checks.check_tensor("queries", queries)
     return queries.new_empty(queries.shape)
 
 
 @fake("maxsim_backward_documents", "maxsim_varlen_backward_documents")
 def _backward_documents_fake(grad_scores: Tensor, queries: Tensor, documents: Tensor, *args: Any) -> Tensor:
+    _checks.check_tensor("documents", documents)
     return documents.new_empty(documents.shape)
 
 
 @fake("late_interaction_backward_a")
 def _backward_a_fake(grad_ab: Tensor, grad_ba: Tensor, a: Tensor, *args: Any) -> Tensor:
+    _checks.check_tensor("a", a)
     return a.new_empty(a.shape)
 
 
 @fake("late_interaction_backward_b")
 def _backward_b_fake(grad_ab: Tensor, grad_ba: Tensor, a: Tensor, b: Tensor, *args: Any) -> Tensor:
+    _checks.check_tensor("b", b)
     return b.new_empty(b.shape)
 
 

@@ -96,7 +96,10 @@ def assert_same(function: str, arguments: tuple, options: dict) -> None:
         scores = scores if isinstance(scores, tuple) else (scores,)
         pairs.append(torch.autograd.grad([s.sum() for s in scores], leaves))
     for value, expected in zip(*pairs, strict=True):
-        torch.testing.assert_close(value, expected)
+        # 1 / count isn't exact, and a gradient sums up to 33 * 33 of it, so terms * eps bounds the rounding.
+        eps = torch.finfo(value.dtype).eps + 33 * 33 * torch.finfo(ours[0].dtype).eps
+        size = expected.abs().max().item() if expected.numel() else 0.0
+        torch.testing.assert_close(value, expected, rtol=0, atol=eps * size)
 
 
 @given(st.data())
