@@ -127,15 +127,32 @@ def vmap(*names: str) -> Callable[[Callable], Callable]:
     def register(rule: Callable) -> Callable:
         if _LIBRARY is not None:
             for name in names:
-                op = _library.op(name)
-                torch.library.register_vmap(
-                    _qualified(name),
-                    lambda info, dims, *args, op=op: rule(op, info.batch_size, dims, *args),
-                    lib=_LIBRARY,
-                )
+                torch.library.register_vmap(_qualified(name), _batching(_library.op(name), rule), lib=_LIBRARY)
         return rule
 
     return register
+
+
+def _batching(op: Callable, rule: Callable) -> Callable:
+    def batched(info: Any, dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+        return rule(op, info.batch_size, dims, *args) if info.batch_size > 0 else _empty_batch(op, dims, args)
+
+    return batched
+
+
+def _empty_batch(op: Callable, dims: Sequence[int | None], args: Sequence[Any]) -> tuple[Any, Any]:
+    """Outputs of a batch without entries: the fake kernel knows the shape of one."""
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+
+    def sample(arg: Any, dim: int | None) -> Any:
+        if not isinstance(arg, Tensor):
+            return arg
+        return arg.new_empty([n for i, n in enumerate(arg.shape) if i != dim], device="meta")
+
+    outputs = op(*(sample(arg, dim) for arg, dim in zip(args, dims, strict=True)))
+    if isinstance(outputs, Tensor):
+        return outputs.new_empty((0, *outputs.shape), device=device), 0
+    return tuple(out.new_empty((0, *out.shape), device=device) for out in outputs), (0,) * len(outputs)
 
 
 def place(tensor: Tensor | None, dim: int | None, size: int, axis: int = 0) -> Tensor | None:

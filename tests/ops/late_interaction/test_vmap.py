@@ -173,3 +173,15 @@ def test_nested_vmap() -> None:
     queries, documents = grid_tokens((2, BATCH, 2, 4, 5)), grid_tokens((3, 6, 5))
     found = vmap(vmap(lambda q: fgkernels.maxsim(q, documents)))(queries)
     assert torch.equal(found, fgkernels.maxsim(queries.flatten(0, 2), documents).unflatten(0, (2, BATCH, 2)))
+
+
+@pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0)], ids=str)
+def test_empty_batch(dims: tuple) -> None:
+    """A batch without entries gives outputs without entries, as torch's own functions do."""
+    queries = torch.zeros((0, 2, 3, 4) if dims[0] == 0 else (2, 3, 4))
+    documents = torch.zeros((0, 5, 6, 4) if dims[1] == 0 else (5, 6, 4))
+    scores, alignment = vmap(lambda q, d: fgkernels.maxsim(q, d, return_alignment=True), dims)(queries, documents)
+    assert scores.shape == (0, 2, 5) and alignment.shape == (0, 2, 5, 3)
+    assert scores.device.type == "cpu" and alignment.dtype == torch.int64
+    gradient = vmap(grad(lambda q, d: fgkernels.maxsim(q, d).sum()), dims)(queries, documents)
+    assert gradient.shape == (0, 2, 3, 4)
