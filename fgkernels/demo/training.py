@@ -66,7 +66,9 @@ def train(model: ImageTextModel, source: SceneSource, recipe: Recipe, name: str 
     total = recipe.steps or round(recipe.seconds)
     start = time.perf_counter()
     bar_format = "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} {postfix}"
-    with tqdm(total=total, desc=f"training {name}", unit="steps" if recipe.steps else "s", bar_format=bar_format) as bar:
+    with tqdm(
+        total=total, desc=f"training {name}", unit="steps" if recipe.steps else "s", bar_format=bar_format
+    ) as bar:
         while True:
             elapsed = time.perf_counter() - start
             done = history.steps if recipe.steps else min(elapsed, recipe.seconds)
