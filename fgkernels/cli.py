@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``fgkernels``: facts about this installation, and the demo, benchmarks and export."""
+"""The command ``fgkernels``: facts about this installation, the demo and the benchmarks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,11 @@ usage: fgkernels COMMAND [OPTION ...]
   info     versions, CPU features, instruction-set levels, and which back end serves each operator and why
   demo     train, compare and show two small image-text models on handwritten digits
   bench    check, then time the operators against PyTorch and the limits of this machine
-  export   turn a trained model into a file for a device
 
 fgkernels COMMAND --help lists a command's options."""
 
 #: Command -> module with main(argv), and the extra whose packages it may need.
-_MODULES = {
-    "demo": ("fgkernels.demo", "demo"),
-    "bench": ("fgkernels.bench", "demo"),
-    "export": ("fgkernels.export", "edge"),
-}
+_MODULES = {"demo": ("fgkernels.demo", "demo"), "bench": ("fgkernels.bench", "demo")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ def test_info_states_versions_library_and_who_serves_each_operator(capsys):
 def test_help_lists_every_command(capsys):
     assert cli.main([]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {command} " in out for command in ("info", "demo", "bench", "export"))
+    assert all(f"  {command} " in out for command in ("info", "demo", "bench"))
 
 
 def test_version(capsys):
