@@ -10,6 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Asked once: torch 2.10 cannot trace the question.
+_DEVICE_TYPES = frozenset(
+    name for name in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla", "privateuseone")
+    if torch.amp.is_autocast_available(name)
+)  # fmt: skip
+
 
 def cast(device_type: str, args: Sequence[Any], positions: Sequence[int]) -> list[Any]:
     """`args` with the tensors at `positions` in the dtype of the active autocast region of `device_type`.
@@ -31,7 +37,7 @@ def autocast_inputs(function: Callable) -> Callable:
     def wrapper(first: Tensor, second: Tensor, *args: Any, **options: Any) -> Any:
         if isinstance(first, Tensor) and isinstance(second, Tensor):
             device_type = first.device.type
-            if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            if device_type in _DEVICE_TYPES and torch.is_autocast_enabled(device_type):
                 first, second = cast(device_type, (first, second), (0, 1))
                 with torch.autocast(device_type, enabled=False):
                     return function(first, second, *args, **options)

@@ -250,7 +250,7 @@ def _reduce(maxima: Tensor, alignment: Tensor, query_mask: Tensor | None, mean: 
     """Sum or mean over the last axis, leaving masked query tokens out; their alignment is -1."""
     if query_mask is None:
         scores = maxima.sum(-1)
-        count = torch.sym_max(maxima.shape[-1], 1)
+        count = max(maxima.shape[-1], 1)
     else:
         scores = torch.where(query_mask, maxima, 0).sum(-1)
         alignment = torch.where(query_mask, alignment, -1)
