@@ -105,6 +105,17 @@ def test_screening_never_loses_the_winner(isa: str, threads: int, extreme: str) 
 
 
 @pytest.mark.compiled
+def test_threads_do_not_change_a_bit(isa: str) -> None:
+    queries = tokens((5, 45, 64))
+    values, scales = fgkernels.quantize_documents(tokens((9, 170, 64)))
+    runs = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        runs.append(fgkernels.maxsim(queries, values, document_scales=scales, return_alignment=True))
+    assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))
+
+
+@pytest.mark.compiled
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(isa: str, layout: str) -> None:
     values, scales = fgkernels.quantize_documents(tokens((4, 12, 18)))
