@@ -10,4 +10,11 @@ if grep -rnE '#[[:space:]]*include[[:space:]]*[<"](torch|ATen|c10)/' csrc/kernel
   echo "csrc/kernels must not include torch headers" >&2
   exit 1
 fi
+missing=$(find csrc python cmake tools fgkernels tests benchmarks examples -type f \
+  \( -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cmake' -o -name '*.sh' \) -print0 |
+  xargs -0 grep -L 'SPDX-License-Identifier: Apache-2.0' || true)
+if [ -n "$missing" ]; then
+  printf 'no licence line in:\n%s\n' "$missing" >&2
+  exit 1
+fi
 echo "lint: clean"
