@@ -56,6 +56,14 @@ constexpr int tile_tokens() {
   return NV == 3 ? 8 : kTileTokens;
 }
 
+// Products of this many steps are summed at a time: one long chain of fp32 additions would lose digits as it grows.
+constexpr int64_t kDepthBlock = 256;
+
+// Translations of this many tiles' worth of pages are asked for together, so that the page walks overlap: one at a
+// time, each would stall the multiply-adds for some 50 ns.
+constexpr int64_t kPageGroupTiles = 8;
+constexpr int64_t kPageBytes = 4096;
+
 FGK_INLINE int block_vectors(int64_t vectors_left) {
   if (vectors_left == kMaxBlockVectors) return kMaxBlockVectors;
   return vectors_left >= 2 ? 2 : 1;
@@ -120,20 +128,37 @@ FGK_NOINLINE void tile(const typename M::Step* lanes, int64_t steps, const char*
   for (int r = 0; r < kBases; ++r) base[r] = stream + (t0 + 3 * r) * stride;
   // Rows are read column by column, a pattern that no hardware prefetcher follows: fetch what comes next here.
   const char* ahead = state.ahead + t0 * state.ahead_stride;
-  for (int64_t k = 0; k < steps; ++k) {
-    __builtin_prefetch(ahead + k * 64);
-    typename M::Operand q[NV];
+  alignas(64) typename V::Scalar partial[MT * NV * W];
+  for (int64_t k = 0, end = steps; k < steps; end = steps) {
+    if (end - k > kDepthBlock) end = k + kDepthBlock;
+    const bool first = k == 0, last = end == steps;
+    for (; k < end; ++k) {
+      __builtin_prefetch(ahead + k * 64);
+      typename M::Operand q[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) q[v] = M::load(lanes + v * W);
+      for (int v = 0; v < NV; ++v) q[v] = M::load(lanes + v * W);
+#pragma GCC unroll 16
+      for (int m = 0; m < MT; ++m) {
+        const typename M::Operand x = M::broadcast(base[m / 3] + (m % 3) * stride);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[m][v] = M::multiply_add(q[v], x, acc[m][v]);
+      }
+      lanes += NV * W;
+#pragma GCC unroll 8
+      for (int r = 0; r < kBases; ++r) base[r] += sizeof(typename M::Step);
+    }
+    if (first && last) break;
 #pragma GCC unroll 16
     for (int m = 0; m < MT; ++m) {
-      const typename M::Operand x = M::broadcast(base[m / 3] + (m % 3) * stride);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] = M::multiply_add(q[v], x, acc[m][v]);
+      for (int v = 0; v < NV; ++v) {
+        typename V::Scalar* sum = partial + (m * NV + v) * W;
+        if (!first) acc[m][v] = V::add(acc[m][v], V::load(sum));
+        if (last) continue;
+        V::store(sum, acc[m][v]);
+        acc[m][v] = V::zero();
+      }
     }
-    lanes += NV * W;
-#pragma GCC unroll 8
-    for (int r = 0; r < kBases; ++r) base[r] += sizeof(typename M::Step);
   }
 
   Reg probe[2] = {V::zero(), V::zero()};
@@ -208,7 +233,14 @@ void segment_block(const typename M::Step* lanes, int64_t steps, const char* str
                    TileState<typename M::V>& state) {
   int64_t t = 0;
   constexpr int MT = tile_tokens<NV>();
-  for (; t + MT <= tokens; t += MT) tile<M, NV, MT, kColumns>(lanes, steps, stream, stride, t, state);
+  for (; t + MT <= tokens; t += MT) {
+    if (t % (kPageGroupTiles * MT) == 0) {
+      const int64_t group = kPageGroupTiles * MT * state.ahead_stride;
+      const char* pages = state.ahead + t * state.ahead_stride + group;
+      for (int64_t byte = 0; byte < group; byte += kPageBytes) __builtin_prefetch(pages + byte);
+    }
+    tile<M, NV, MT, kColumns>(lanes, steps, stream, stride, t, state);
+  }
   if (MT > 8 && t + 8 <= tokens) {
     tile<M, NV, 8, kColumns>(lanes, steps, stream, stride, t, state);
     t += 8;
