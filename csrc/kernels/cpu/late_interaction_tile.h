@@ -72,6 +72,7 @@ FGK_INLINE int block_vectors(int64_t vectors_left) {
 // Running maxima of one lane block (rows) and of the stream tokens of the current segment (columns).
 template <class V>
 struct TileState {
+  alignas(64) typename V::Scalar partial[2 * kTileTokens * V::W];  // sums of the depth blocks so far
   typename V::Scalar* row_best;
   typename V::Index* row_index;
   typename V::Scalar* column_best;  // (segment tokens, W)
@@ -128,7 +129,6 @@ FGK_NOINLINE void tile(const typename M::Step* lanes, int64_t steps, const char*
   for (int r = 0; r < kBases; ++r) base[r] = stream + (t0 + 3 * r) * stride;
   // Rows are read column by column, a pattern that no hardware prefetcher follows: fetch what comes next here.
   const char* ahead = state.ahead + t0 * state.ahead_stride;
-  alignas(64) typename V::Scalar partial[MT * NV * W];
   for (int64_t k = 0, end = steps; k < steps; end = steps) {
     if (end - k > kDepthBlock) end = k + kDepthBlock;
     const bool first = k == 0, last = end == steps;
@@ -152,7 +152,7 @@ FGK_NOINLINE void tile(const typename M::Step* lanes, int64_t steps, const char*
     for (int m = 0; m < MT; ++m) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        typename V::Scalar* sum = partial + (m * NV + v) * W;
+        typename V::Scalar* sum = state.partial + (m * NV + v) * W;
         if (!first) acc[m][v] = V::add(acc[m][v], V::load(sum));
         if (last) continue;
         V::store(sum, acc[m][v]);
