@@ -72,6 +72,18 @@ def test_all_pairs(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None
     check_maxsim(queries, documents)
 
 
+@pytest.mark.parametrize("dim", [257, 1024, 4096])
+def test_long_depth_keeps_its_digits(isa: str, dim: int) -> None:
+    """One long chain of float32 additions would be less exact than torch's blocked matrix product."""
+    queries, documents = torch.randn(1, 20, dim), torch.randn(6, 30, dim)
+    check_maxsim(queries, documents)
+    a, b = fgkernels.late_interaction(queries, documents)
+    truth = reference.late_interaction(queries.double(), documents.double())
+    eager = reference.late_interaction(queries, documents)
+    for value, torch_value, exact in zip((a, b), eager, truth, strict=True):
+        assert_as_exact_as_torch(value, torch_value, exact, torch.float32)
+
+
 @pytest.mark.parametrize("zero", [False, True], ids=["exclude", "zero"])
 @pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
