@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,8 @@ def export_tower(
         ),
         "int8 weights": lambda: onnx.quantize(plain, int8, [(source.batch(64).images,) for _ in range(4)]),
     }
-    with tqdm(steps.items(), desc="export", unit="file") as bar:
+    with tqdm(steps.items(), desc="export", unit="file") as bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own remarks about its exporter
         for label, step in bar:
             bar.set_postfix_str(label)
             step()

@@ -45,14 +45,17 @@ def _png(image: Tensor) -> str:
 
 
 def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[int | None] | None = None, wrap: int = -1
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    best: Sequence[int | None] | None = None,
+    wrap: Sequence[int] = (),
 ) -> str:
-    """`best[i]` is the column of row i that is set in bold; `wrap` a column whose cells may break."""
+    """`best[i]` is the column of row i that is set in bold; `wrap` the columns whose cells may break."""
     body = []
     for index, row in enumerate(rows):
         cells = []
         for column, cell in enumerate(row):
-            names = [name for name, on in (("best", best and best[index] == column), ("text", wrap == column)) if on]
+            names = [name for name, on in (("best", best and best[index] == column), ("text", column in wrap)) if on]
             style = f' class="{" ".join(names)}"' if names else ""
             cells.append(f"<td{style}>{_text(cell)}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
@@ -164,7 +167,7 @@ def _bench(results: Results) -> str:
         "As <code>fgkernels bench --quick</code>: ours and the others in turn in one process, medians; the limit of "
         "the machine is measured between the rounds."
     )
-    return f'{_table(summary.BENCH_HEAD, summary.bench_cells(results.bench), wrap=4)}<p class="soft">{note}</p>'
+    return f'{_table(summary.BENCH_HEAD, summary.bench_cells(results.bench), wrap=(0, 4))}<p class="soft">{note}</p>'
 
 
 def render(results: Results) -> str:

@@ -69,7 +69,7 @@ def draw(views: Sequence[SceneView], path: Path, columns: int = 4) -> None:
 def _caption(axis, view: SceneView) -> None:
     """The caption under the scene, word by word, each in its colour."""
     words = [word for word in view.words if not word.text.startswith("<")]
-    size, gap = 9.5, 0.012
+    size, gap = 9.5, 0.028
     renderer = axis.figure.canvas.get_renderer()
     width = axis.get_window_extent(renderer).width
     texts, spans = [], []
@@ -81,7 +81,7 @@ def _caption(axis, view: SceneView) -> None:
         )
         texts.append(text)
         spans.append(text.get_window_extent(renderer).width / width)
-    gaps = [0.0 if word.text == "," else gap + 0.008 for word in words]
+    gaps = [0.0 if word.text == "," else gap for word in words]
     x = 0.5 - (sum(spans) + sum(gaps[1:])) / 2
     for text, span, space in zip(texts, spans, [0.0, *gaps[1:]], strict=True):
         x += space

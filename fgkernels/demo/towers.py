@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..nn import LateInteractionLoss, LateInteractionLossOutput
 from ..ops.late_interaction import late_interaction
-from .data import CANVAS, MAX_DIGITS, Scenes, Tokenizer
+from .data import CANVAS, Scenes, Tokenizer
 
 PATCH = 4
 GRID = CANVAS // PATCH  # patches per side
@@ -104,42 +104,66 @@ def _mlp(inner: int, hidden: int, outer: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inner, hidden), nn.GELU(), nn.Linear(hidden, outer))
 
 
+class _Head(nn.Module):
+    """Tokens (N, L, width) -> embeddings: of every token (N, L, D), or pooled to one a sample (N, 1, D).
+
+    Pooling is the mean of a hidden layer, batch-normalised: without that, all means start out nearly alike, as most of
+    a scene is background and most of a caption the same small words, and learning takes long to get going.
+    """
+
+    def __init__(self, config: TowerConfig, pooled: bool) -> None:
+        super().__init__()
+        self.pooled = pooled
+        hidden = 2 * config.width if pooled else config.width
+        self.hidden = nn.Sequential(nn.Linear(config.width, hidden), nn.GELU()) if pooled else nn.Identity()
+        self.norm = nn.BatchNorm1d(hidden) if pooled else nn.Identity()
+        self.projection = nn.Linear(hidden, config.dim)
+
+    def each(self, tokens: Tensor) -> Tensor:
+        """Every token's embedding (N, L, D), not normalised; in evaluation mode the pooled one is their mean."""
+        hidden = self.hidden(tokens)
+        return self.projection(self.norm(hidden.flatten(0, 1)).view_as(hidden))
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embeddings of unit length; `mask` (N, L) says which tokens are pooled."""
+        if not self.pooled:
+            return F.normalize(self.each(tokens), dim=-1)
+        hidden = self.hidden(tokens)
+        if mask is None:
+            mean = hidden.mean(1)
+        else:
+            mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return F.normalize(self.projection(self.norm(mean)), dim=-1)[:, None]
+
+
 class ImageEncoder(nn.Module):
-    """Images (N, 1, 48, 48) -> L2-normalised tokens: FILIP's patches (N, 144, D) or CLIP's mean patch (N, 1, D)."""
+    """Images (N, 1, 48, 48) -> L2-normalised tokens: FILIP's patches (N, 144, D) or CLIP's one vector (N, 1, D)."""
 
     def __init__(self, config: TowerConfig, *, pooled: bool) -> None:
         super().__init__()
-        self.pooled = pooled
         self.tower = ImageTower(config)
-        self.head = _mlp(config.width, 2 * config.width, config.dim) if pooled else nn.Linear(config.width, config.dim)
+        self.head = _Head(config, pooled)
 
     def patches(self, images: Tensor) -> Tensor:
-        """Projected patches (N, 144, D) before pooling and normalisation."""
-        return self.head(self.tower(images))
+        """Embedding of every patch (N, 144, D), not normalised; in evaluation mode CLIP's vector is their mean."""
+        return self.head.each(self.tower(images))
 
     def forward(self, images: Tensor) -> Tensor:
         """Tokens (N, 144, D) or (N, 1, D) of unit length."""
-        patches = self.patches(images)
-        return F.normalize(patches.mean(1, keepdim=True) if self.pooled else patches, dim=-1)
+        return self.head(self.tower(images))
 
 
 class TextEncoder(nn.Module):
-    """Token ids (N, L) -> L2-normalised tokens: FILIP's words (N, L, D) or CLIP's sum of words (N, 1, D)."""
+    """Token ids (N, L) -> L2-normalised tokens: FILIP's words (N, L, D) or CLIP's one vector (N, 1, D)."""
 
     def __init__(self, config: TowerConfig, *, pooled: bool) -> None:
         super().__init__()
-        self.pooled = pooled
         self.tower = TextTower(config)
-        hidden = 2 * config.width
-        self.gather = nn.Sequential(nn.Linear(config.width, hidden), nn.GELU()) if pooled else nn.Identity()
-        self.head = _mlp(hidden, hidden, config.dim) if pooled else nn.Linear(config.width, config.dim)
+        self.head = _Head(config, pooled)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Tokens (N, L, D) or (N, 1, D) of unit length."""
-        words = self.gather(self.tower(ids))
-        if self.pooled:
-            words = (words * (ids != Tokenizer.PAD)[..., None]).sum(1, keepdim=True) / MAX_DIGITS
-        return F.normalize(self.head(words), dim=-1)
+        """Tokens (N, L, D) or (N, 1, D) of unit length; those of padding mean nothing."""
+        return self.head(self.tower(ids), ids != Tokenizer.PAD)
 
 
 class ImageTextModel(nn.Module):
@@ -149,10 +173,10 @@ class ImageTextModel(nn.Module):
         config: sizes of the towers.
         late: True is FILIP: all patches against all words that aren't padding. False is CLIP: one vector a side, which
             is late interaction with one token a side.
-        temperature: initial temperature of the loss.
+        temperature: initial temperature of the loss, by default that of both papers.
     """
 
-    def __init__(self, config: TowerConfig, *, late: bool, temperature: float = 0.05) -> None:
+    def __init__(self, config: TowerConfig, *, late: bool, temperature: float = 0.07) -> None:
         super().__init__()
         self.late = late
         self.image = ImageEncoder(config, pooled=not late)

@@ -21,7 +21,7 @@ class Recipe:
     seconds: float = 100.0  # time for training, the making of batches included
     steps: int | None = None  # a fixed number of steps instead: the same result on every run
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
     weight_decay: float = 0.05
     warmup: float = 0.04  # share of the training
 
