@@ -299,6 +299,7 @@ void late_interaction_forward(const LateInteractionForward& args, const Parallel
   const int64_t segment = kSegmentBytes / std::max<int64_t>(plan.steps * run.step_bytes, 1);
   plan.segment = std::max<int64_t>(segment / table.tile_tokens, 1) * table.tile_tokens;
   plan.segment = std::min(plan.segment, std::max<int64_t>(longest, 1));
+  if (run.int8) plan.segment = std::min(plan.segment, kMaxInt8Segment);
 
   const int workers = static_cast<int>(std::min<int64_t>(threads, static_cast<int64_t>(run.tasks.size())));
   Workspace measure{};

@@ -3,8 +3,9 @@
 //
 // A query token q is rounded to s q' (8 bits). For a document token d with scale c,
 //   |<q, c d> - s c <q', d>| <= |c| * 128 * sum_k |q_k - s q'_k|,
-// so every token whose upper bound falls below the best lower bound cannot win. The few that remain are scored again in
-// fp32 from the unrounded query, in token order: results are those of fp32 queries against dequantised documents.
+// The likely winner is scored in fp32 from the unrounded query; every token whose upper bound falls below that score
+// cannot win, and the few that remain are scored in fp32 too. Results are those of fp32 queries against dequantised
+// documents.
 #include <cmath>
 
 #include "../common/convert.h"
@@ -16,6 +17,8 @@ namespace FGK_ISA_NS {
 namespace {
 
 constexpr int W = F32::W;
+constexpr int32_t kNumberMask = kMaxInt8Segment - 1;
+constexpr int kSelect = 0xCA;  // ternary logic: first ? second : third, bit by bit
 
 struct Candidate {
   int32_t token;
@@ -125,18 +128,15 @@ void pack_segment(const ForwardPlan& plan, const StreamSample& stream, int64_t t
   }
 }
 
-// Scales of the segment's valid tokens, in order. Returns max |c|, or NaN when one is not finite.
-float gather_scales(const ForwardPlan& plan, const StreamSample& stream, int64_t t0, int64_t tokens, float* dst) {
+// Scales of the segment's valid tokens, in order; whether all are finite.
+bool gather_scales(const ForwardPlan& plan, const StreamSample& stream, int64_t t0, int64_t tokens, float* dst) {
   const float* scales = plan.stream.scales + plan.stream.token_base(stream.sample);
-  float top = 0;
   bool finite = true;
   for (int64_t t = 0; t < tokens; ++t) {
     dst[t] = scales[stream.original(t0 + t)];
-    const float magnitude = std::fabs(dst[t]);
-    finite = finite && magnitude <= 3.402823466e38f;
-    top = magnitude > top ? magnitude : top;
+    finite = finite && std::fabs(dst[t]) <= 3.402823466e38f;
   }
-  return finite ? top : NAN;
+  return finite;
 }
 
 // acc += unsigned bytes of d times signed bytes of q, four per lane. GCC 12 spills every accumulator around the
@@ -145,10 +145,11 @@ FGK_INLINE void dot_quads(__m512i& acc, __m512i d, __m512i q) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(d), "v"(q));
 }
 
-// c <q', d> of NV * W lanes with MT tokens, stored; the running maximum per lane is updated.
+// c <q', d> of NV * W lanes with MT tokens, stored. `top` keeps the running maximum per lane with the token's number in
+// its low bits: near enough to name a likely winner, for one instruction.
 template <int NV, int MT>
 FGK_NOINLINE void screen_tile(const int8_t* lanes, int64_t steps, const int32_t* offset, const char* stream,
-                              int64_t stride, const float* scales, float* scores, __m512* top) {
+                              int64_t stride, const float* scales, float* scores, int64_t t0, __m512* top) {
   constexpr int kBases = (MT + 2) / 3;
   __m512i acc[MT][NV];
 #pragma GCC unroll 4
@@ -179,14 +180,17 @@ FGK_NOINLINE void screen_tile(const int8_t* lanes, int64_t steps, const int32_t*
 #pragma GCC unroll 8
     for (int r = 0; r < kBases; ++r) base[r] += 4;
   }
+  const __m512i number_bits = _mm512_set1_epi32(kNumberMask);
 #pragma GCC unroll 16
   for (int m = 0; m < MT; ++m) {
     const __m512 scale = _mm512_set1_ps(scales[m]);
+    const __m512i token = _mm512_set1_epi32(static_cast<int32_t>(t0 + m));
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       const __m512 score = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(acc[m][v]));
       _mm512_storeu_ps(scores + (m * NV + v) * W, score);
-      top[v] = _mm512_max_ps(top[v], score);
+      const __m512i numbered = _mm512_ternarylogic_epi32(number_bits, token, _mm512_castps_si512(score), kSelect);
+      top[v] = _mm512_max_ps(top[v], _mm512_castsi512_ps(numbered));
     }
   }
 }
@@ -221,10 +225,12 @@ struct Int8Pass {
   const char* documents;  // the segment's tokens, `stride` bytes apart
   int64_t stride;
   const float* scales;
-  float top_scale;
 
-  void take(int64_t lane, int64_t t, float score) const {
-    if (score > best[lane]) {
+  void score_exactly(int64_t lane, int64_t t) const {
+    const int64_t dim = plan.lanes.dim;
+    const int8_t* d = reinterpret_cast<const int8_t*>(documents + t * stride);
+    const float score = exact_score(rows + lane * dim, d, dim, scales[t]);
+    if (score > best[lane] || (score == best[lane] && t0 + t < index[lane])) {
       best[lane] = score;
       index[lane] = static_cast<int32_t>(t0 + t);
     }
@@ -254,44 +260,47 @@ struct Int8Pass {
     int64_t t = 0;
     auto run = [&](auto tile, int64_t n) {
       tile(lanes, steps, screen.offset + block, documents + t * stride, stride, scales + t, screen.scores + t * NV * W,
-           top);
+           t, top);
       t += n;
     };
     while (t + MT <= tokens) run(screen_tile<NV, MT>, MT);
     while (t + 4 <= tokens) run(screen_tile<NV, 4>, 4);
     while (t < tokens) run(screen_tile<NV, 1>, 1);
 
-    const int64_t dim = plan.lanes.dim;
     __m512 slack[NV];
     __m512 floor[NV];
+    __m512i likely[NV];
     __mmask16 screened[NV];
     for (int v = 0; v < NV; ++v) {
-      slack[v] = _mm512_loadu_ps(screen.slack + block + v * W);
-      screened[v] = screen.screened[block / W + v];
-      // The best lower bound: of this segment's screen, or the exact best of the segments before.
-      const __m512 seen =
-          _mm512_mul_ps(_mm512_loadu_ps(best + block + v * W), _mm512_loadu_ps(screen.inverse_scale + block + v * W));
-      const __m512 known = _mm512_fnmadd_ps(_mm512_abs_ps(seen), _mm512_set1_ps(1e-5f), seen);
-      floor[v] = _mm512_max_ps(known, _mm512_fnmadd_ps(slack[v], _mm512_set1_ps(top_scale), top[v]));
+      const int64_t first = block + v * W;
+      slack[v] = _mm512_loadu_ps(screen.slack + first);
+      screened[v] = screen.screened[first / W];
+      likely[v] = _mm512_and_si512(_mm512_castps_si512(top[v]), _mm512_set1_epi32(kNumberMask));
+      alignas(64) int32_t number[W];
+      _mm512_store_si512(number, likely[v]);
+      for (unsigned lane = screened[v]; lane; lane &= lane - 1) {
+        score_exactly(first + __builtin_ctz(lane), number[__builtin_ctz(lane)]);
+      }
+      const __m512 known = _mm512_mul_ps(_mm512_loadu_ps(best + first), _mm512_loadu_ps(screen.inverse_scale + first));
+      floor[v] = _mm512_fnmadd_ps(_mm512_abs_ps(known), _mm512_set1_ps(1e-5f), known);
     }
-    // First a list without branches, then the few exact scores.
+    // First a list without branches, then the few that could still win.
     int64_t listed = 0;
-    for (int64_t c = 0; c < tokens; ++c) {
-      const __m512 magnitude = _mm512_set1_ps(std::fabs(scales[c]));
+    for (int64_t t1 = 0; t1 < tokens; ++t1) {
+      const __m512 magnitude = _mm512_set1_ps(std::fabs(scales[t1]));
+      const __m512i number = _mm512_set1_epi32(static_cast<int32_t>(t1));
       for (int v = 0; v < NV; ++v) {
-        const __m512 upper = _mm512_fmadd_ps(slack[v], magnitude, _mm512_loadu_ps(screen.scores + (c * NV + v) * W));
-        const __mmask16 reach = _mm512_mask_cmp_ps_mask(screened[v], upper, floor[v], _CMP_GE_OQ);
-        screen.candidates[listed] = {static_cast<int32_t>(c), static_cast<uint16_t>(v), reach};
+        const __m512 upper = _mm512_fmadd_ps(slack[v], magnitude, _mm512_loadu_ps(screen.scores + (t1 * NV + v) * W));
+        const __mmask16 open = _mm512_mask_cmpneq_epi32_mask(screened[v], likely[v], number);
+        const __mmask16 reach = _mm512_mask_cmp_ps_mask(open, upper, floor[v], _CMP_GE_OQ);
+        screen.candidates[listed] = {static_cast<int32_t>(t1), static_cast<uint16_t>(v), reach};
         listed += reach != 0;
       }
     }
     for (int64_t n = 0; n < listed; ++n) {
       const Candidate& candidate = screen.candidates[n];
-      const int64_t c = candidate.token;
-      for (unsigned reach = candidate.lanes; reach; reach &= reach - 1) {
-        const int64_t lane = block + candidate.vector * W + __builtin_ctz(reach);
-        take(lane, c,
-             exact_score(rows + lane * dim, reinterpret_cast<const int8_t*>(documents + c * stride), dim, scales[c]));
+      for (unsigned lane = candidate.lanes; lane; lane &= lane - 1) {
+        score_exactly(block + candidate.vector * W + __builtin_ctz(lane), candidate.token);
       }
     }
   }
@@ -326,11 +335,10 @@ void forward_int8(const ForwardPlan& plan, Workspace& work, const ForwardTask& t
         documents = work.packed_stream;
         stride = quads(plan) * 4;
       }
-      const float top_scale = gather_scales(plan, stream, t0, tokens, scales);
+      const bool finite = gather_scales(plan, stream, t0, tokens, scales);
       const Int8Pass pass{plan,      screen, stream, reinterpret_cast<const float*>(work.packed_lanes),
                           best,      index,  t0,     tokens,
-                          documents, stride, scales, top_scale};
-      const bool finite = top_scale == top_scale;
+                          documents, stride, scales};
       for (int64_t block = 0; finite && block < group.lanes;) {
         const int vectors = block_vectors((group.lanes - block) / W);
         if (vectors == 2) {

@@ -64,6 +64,9 @@ struct Workspace {
   int64_t packed_group = -1;
 };
 
+// The int8 screen keeps a token's number within its segment in ten bits.
+constexpr int64_t kMaxInt8Segment = 1024;
+
 // Workspace::extra of the int8 path: rounded lanes, four numbers per lane, and the screen's scores of a segment.
 FGK_INLINE int64_t int8_scratch_bytes(int64_t lanes, int64_t dim, int64_t segment) {
   return lanes * ((dim + 3) / 4 * 4 + 4 * 4) + segment * 3 * (16 * 4 + 8) + 8 * 64;
