@@ -69,7 +69,7 @@ def _results(results: Results) -> str:
     pairs = [(filip.retrieval[key], clip.retrieval[key], filip.scenes) for key in summary.MEASURES]
     pairs.append((filip.pointing, clip.pointing, filip.words))
     winners = [{1: 1, -1: 2, 0: None}[summary.clearly_better(*pair)] for pair in pairs]
-    return _table(("held-out scenes", "FILIP", "CLIP"), rows, winners)
+    return _table(("held-out scenes", "FILIP", "CLIP"), rows, winners, wrap=(0,))
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
