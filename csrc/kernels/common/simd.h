@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The SIMD vector of one ISA level: F32 and F64 with W lanes each, an index vector of the same lane width, and masks.
+// larger(a, b) is b where the two are equal or b is NaN; a is never NaN there.
 // Include it only from *_isa.cpp files, which are compiled once per level with FGK_ISA_NS naming the level.
 #pragma once
 
@@ -37,6 +38,7 @@ struct F32 {
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) { return static_cast<Mask>(n >= W ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1); }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static FGK_INLINE Reg larger(Reg a, Reg b) { return _mm512_max_ps(a, b); }
   static FGK_INLINE Mask both(Mask a, Mask b) { return _kand_mask16(a, b); }
   static FGK_INLINE bool any_nan(Reg a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
   static FGK_INLINE Reg select(Mask m, Reg yes, Reg no) { return _mm512_mask_mov_ps(no, m, yes); }
@@ -64,6 +66,7 @@ struct F64 {
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) { return static_cast<Mask>(n >= W ? 0xFF : n <= 0 ? 0 : (1u << n) - 1); }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
+  static FGK_INLINE Reg larger(Reg a, Reg b) { return _mm512_max_pd(a, b); }
   static FGK_INLINE Mask both(Mask a, Mask b) { return _kand_mask8(a, b); }
   static FGK_INLINE bool any_nan(Reg a) { return _mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q) != 0; }
   static FGK_INLINE Reg select(Mask m, Reg yes, Reg no) { return _mm512_mask_mov_pd(no, m, yes); }
@@ -98,6 +101,7 @@ struct F32 {
     return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane));
   }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+  static FGK_INLINE Reg larger(Reg a, Reg b) { return _mm256_max_ps(a, b); }
   static FGK_INLINE Mask both(Mask a, Mask b) { return _mm256_and_ps(a, b); }
   static FGK_INLINE bool any_nan(Reg a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
   static FGK_INLINE Reg select(Mask m, Reg yes, Reg no) { return _mm256_blendv_ps(no, yes, m); }
@@ -133,6 +137,7 @@ struct F64 {
     return _mm256_castsi256_pd(_mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)));
   }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return _mm256_cmp_pd(a, b, _CMP_GT_OQ); }
+  static FGK_INLINE Reg larger(Reg a, Reg b) { return _mm256_max_pd(a, b); }
   static FGK_INLINE Mask both(Mask a, Mask b) { return _mm256_and_pd(a, b); }
   static FGK_INLINE bool any_nan(Reg a) { return _mm256_movemask_pd(_mm256_cmp_pd(a, a, _CMP_UNORD_Q)) != 0; }
   static FGK_INLINE Reg select(Mask m, Reg yes, Reg no) { return _mm256_blendv_pd(no, yes, m); }
@@ -172,6 +177,7 @@ struct F32 {
     return vcgtq_s32(vdupq_n_s32(n), vld1q_s32(lanes));
   }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return vcgtq_f32(a, b); }
+  static FGK_INLINE Reg larger(Reg a, Reg b) { return vmaxq_f32(a, b); }
   static FGK_INLINE Mask both(Mask a, Mask b) { return vandq_u32(a, b); }
   static FGK_INLINE bool any_nan(Reg a) { return vminvq_u32(vceqq_f32(a, a)) == 0; }
   static FGK_INLINE Reg select(Mask m, Reg yes, Reg no) { return vbslq_f32(m, yes, no); }
@@ -200,6 +206,7 @@ struct F64 {
     return vcgtq_s64(vdupq_n_s64(n), vld1q_s64(lanes));
   }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return vcgtq_f64(a, b); }
+  static FGK_INLINE Reg larger(Reg a, Reg b) { return vmaxq_f64(a, b); }
   static FGK_INLINE Mask both(Mask a, Mask b) { return vandq_u64(a, b); }
   static FGK_INLINE bool any_nan(Reg a) {
     const uint64x2_t same = vceqq_f64(a, a);
@@ -242,6 +249,7 @@ struct Portable {
     return m;
   }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return a > b; }
+  static FGK_INLINE Reg larger(Reg a, Reg b) { return a > b ? a : b; }
   static FGK_INLINE Mask both(Mask a, Mask b) { return a & b; }
   static FGK_INLINE bool any_nan(Reg a) {
     const Mask same = a == a;

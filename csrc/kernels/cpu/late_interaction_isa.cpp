@@ -207,6 +207,7 @@ void forward(const ForwardPlan& plan, Workspace& work, const ForwardTask& task) 
   Scalar* row_best = static_cast<Scalar*>(work.row_best);
   typename V::Index* row_index = static_cast<typename V::Index*>(work.row_index);
   TileState<V> state{};
+  state.indices = plan.row.indices != nullptr || plan.column.indices != nullptr || plan.zero_padding;
   state.column_best = static_cast<Scalar*>(work.column_best);
   state.column_index = static_cast<typename V::Index*>(work.column_index);
 

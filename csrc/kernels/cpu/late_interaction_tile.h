@@ -79,6 +79,7 @@ struct TileState {
   typename V::Index* column_index;  // first lane of the winning vector; the lane is added at the end
   const char* ahead;                // where the tokens after this tile's come from, for the segment's first tile
   int64_t ahead_stride;             // bytes per token there
+  bool indices;                     // whether anybody asks which token won
   int64_t first_token;              // index of the segment's first token within its sample
   int64_t first_lane;               // lane number of the block's first lane within its sample
   int64_t valid_lanes;              // lanes of this block that hold a token
@@ -190,6 +191,10 @@ FGK_NOINLINE void tile(const typename M::Step* lanes, int64_t steps, const char*
     const typename V::IndexReg token = V::index_set1(state.first_token + t0 + m);
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
+      if (!state.indices) {
+        best[v] = V::larger(acc[m][v], best[v]);
+        continue;
+      }
       const typename V::Mask wins = V::greater(acc[m][v], best[v]);
       best[v] = V::select(wins, acc[m][v], best[v]);
       index[v] = V::index_select(wins, token, index[v]);
@@ -218,10 +223,10 @@ FGK_NOINLINE void tile(const typename M::Step* lanes, int64_t steps, const char*
       for (int v = 0; v < NV; ++v) {
         const typename V::Mask wins = V::both(valid[v], V::greater(acc[m][v], top));
         top = V::select(wins, acc[m][v], top);
-        from = V::index_select(wins, lane[v], from);
+        if (state.indices) from = V::index_select(wins, lane[v], from);
       }
       V::store(column_best, top);
-      V::index_store(column_index, from);
+      if (state.indices) V::index_store(column_index, from);
     }
   }
 }
