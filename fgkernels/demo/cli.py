@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("demo-output"), help="folder for the files (default: demo-output)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of digits, scenes and weights (default: 0)")
-    parser.add_argument("--seconds", type=_positive, help="of training per model (default: 95)")
+    parser.add_argument("--seconds", type=_positive, help="of training per model (default: 100)")
     parser.add_argument(
         "--steps", type=int, help="of training per model, instead of seconds: the same result on every run"
     )
