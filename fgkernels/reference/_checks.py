@@ -70,28 +70,26 @@ def check_tokens(expect: Expect, left: str, a: Tensor, right: str, b: Tensor, in
     expect(a.device == b.device, ValueError, lambda: f"{right}: expected device {a.device} like {left}, got {b.device}")
 
 
-def check_mask(expect: Expect, name: str, mask: Tensor | None, letters: str, tokens: Tensor, owner: str) -> None:
-    """A mask is bool, on the tokens' device and shaped like the tokens without D."""
-    if mask is None:
+def check_per_token(
+    expect: Expect, name: str, values: Tensor | None, dtype: torch.dtype, letters: str, tokens: Tensor, owner: str
+) -> None:
+    """A mask or scales, where given: of this dtype, on the tokens' device and shaped like the tokens without D."""
+    if values is None:
         return
-    check_tensor(name, mask)
+    check_tensor(name, values)
     expected = tokens.shape[:-1]
-    expect(
-        mask.dim() == len(expected),
-        ValueError,
-        lambda: f"{name}: expected {letters} = {tuple(expected)} like {owner}, got {shape(mask)}",
-    )
+
+    def message() -> str:
+        return f"{name}: expected {letters} = {tuple(expected)} like {owner}, got {shape(values)}"
+
+    expect(values.dim() == len(expected), ValueError, message)
     for axis, size in enumerate(expected):
-        expect(
-            mask.shape[axis] == size,
-            ValueError,
-            lambda: f"{name}: expected {letters} = {tuple(expected)} like {owner}, got {shape(mask)}",
-        )
-    expect(mask.dtype == torch.bool, TypeError, lambda: f"{name}: expected dtype torch.bool, got {mask.dtype}")
+        expect(values.shape[axis] == size, ValueError, message)
+    expect(values.dtype == dtype, TypeError, lambda: f"{name}: expected dtype {dtype}, got {values.dtype}")
     expect(
-        mask.device == tokens.device,
+        values.device == tokens.device,
         ValueError,
-        lambda: f"{name}: expected device {tokens.device} like {owner}, got {mask.device}",
+        lambda: f"{name}: expected device {tokens.device} like {owner}, got {values.device}",
     )
 
 
@@ -108,29 +106,7 @@ def check_scales(expect: Expect, scales: Tensor | None, letters: str, documents:
             else f"{name}: only for int8 documents, got documents of dtype {documents.dtype}"
         ),
     )
-    if scales is None:
-        return
-    check_tensor(name, scales)
-    expected = documents.shape[:-1]
-    expect(
-        scales.dim() == len(expected),
-        ValueError,
-        lambda: f"{name}: expected {letters} = {tuple(expected)} like documents, got {shape(scales)}",
-    )
-    for axis, size in enumerate(expected):
-        expect(
-            scales.shape[axis] == size,
-            ValueError,
-            lambda: f"{name}: expected {letters} = {tuple(expected)} like documents, got {shape(scales)}",
-        )
-    expect(
-        scales.dtype == torch.float32, TypeError, lambda: f"{name}: expected dtype torch.float32, got {scales.dtype}"
-    )
-    expect(
-        scales.device == documents.device,
-        ValueError,
-        lambda: f"{name}: expected device {documents.device} like documents, got {scales.device}",
-    )
+    check_per_token(expect, name, scales, torch.float32, letters, documents, "documents")
 
 
 def check_no_scale_gradient(scales: Tensor | None) -> None:
@@ -173,9 +149,9 @@ def check_maxsim(
             ),
         )
     check_tokens(expect, "queries", queries, "documents", documents, int8=True)
-    check_mask(expect, "query_mask", query_mask, "(Nq, Lq)", queries, "queries")
+    check_per_token(expect, "query_mask", query_mask, torch.bool, "(Nq, Lq)", queries, "queries")
     token_letters = "(Nq, K, Ld)" if rerank else "(N, Ld)" if paired else "(Nd, Ld)"
-    check_mask(expect, "document_mask", document_mask, token_letters, documents, "documents")
+    check_per_token(expect, "document_mask", document_mask, torch.bool, token_letters, documents, "documents")
     check_scales(expect, document_scales, token_letters, documents)
 
 
@@ -190,8 +166,8 @@ def check_late_interaction(expect: Expect, a: Tensor, b: Tensor, a_mask: Tensor 
         lambda: f"b: expected (Nb, m, D) with D = {a.shape[-1]} like a, got {shape(b)}",
     )
     check_tokens(expect, "a", a, "b", b, int8=False)
-    check_mask(expect, "a_mask", a_mask, "(Na, n)", a, "a")
-    check_mask(expect, "b_mask", b_mask, "(Nb, m)", b, "b")
+    check_per_token(expect, "a_mask", a_mask, torch.bool, "(Na, n)", a, "a")
+    check_per_token(expect, "b_mask", b_mask, torch.bool, "(Nb, m)", b, "b")
 
 
 def check_varlen(
