@@ -46,7 +46,7 @@ Screen carve(const ForwardPlan& plan, Workspace& work) {
     return piece;
   };
   Screen screen;
-  screen.rounded = reinterpret_cast<int8_t*>(take(lanes * (plan.lanes.dim + 3) / 4 * 4));
+  screen.rounded = reinterpret_cast<int8_t*>(take(lanes * ((plan.lanes.dim + 3) / 4 * 4)));
   screen.offset = reinterpret_cast<int32_t*>(take(lanes * 4));
   screen.slack = reinterpret_cast<float*>(take(lanes * 4));
   screen.inverse_scale = reinterpret_cast<float*>(take(lanes * 4));
