@@ -38,6 +38,8 @@ struct TokenBatch {
   const int64_t* offsets = nullptr;  // (batch + 1) when packed, else null
   int64_t sample_stride = 0;
   int64_t token_stride = 0;
+  int64_t total_tokens = 0;       // of all sequences together
+  int64_t span = 0;               // elements between the first and the last one that the strides reach, both included
   const uint8_t* mask = nullptr;  // (batch, length), 1 = valid, padded form only
   const float* scales = nullptr;  // one factor per token for int8, (batch, length) or (tokens)
 
