@@ -12,6 +12,25 @@ std::string join(const int64_t* sizes, int64_t rank) {
   return text.str();
 }
 
+int32_t device_type(const Tensor& tensor) {
+  int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return type;
+}
+
+// As torch prints it: cpu, meta, cuda:0.
+std::string device_name(const Tensor& tensor) {
+  const int32_t type = device_type(tensor);
+  const int32_t index = tensor.get_device_index();
+  const std::string suffix = index < 0 ? "" : ":" + std::to_string(index);
+  if (type == aoti_torch_device_type_cpu()) return "cpu";
+  if (type == aoti_torch_device_type_meta()) return "meta";
+  if (type == aoti_torch_device_type_cuda()) return "cuda" + suffix;
+  if (type == aoti_torch_device_type_xpu()) return "xpu" + suffix;
+  if (type == aoti_torch_device_type_mps()) return "mps" + suffix;
+  return "of type " + std::to_string(type) + suffix;
+}
+
 }  // namespace
 
 std::string shape(const Tensor& tensor) { return join(tensor.sizes().data(), tensor.dim()); }
@@ -20,8 +39,8 @@ std::string shape(std::initializer_list<int64_t> sizes) {
   return join(sizes.begin(), static_cast<int64_t>(sizes.size()));
 }
 
-const char* dtype_name(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
     case ScalarType::Float:
       return "float32";
     case ScalarType::Double:
@@ -43,8 +62,20 @@ const char* dtype_name(const Tensor& tensor) {
     case ScalarType::Bool:
       return "bool";
     default:
-      return torch::headeronly::toString(tensor.scalar_type());
+      return torch::headeronly::toString(dtype);
   }
+}
+
+const char* dtype_name(const Tensor& tensor) { return dtype_name(tensor.scalar_type()); }
+
+void check_device(const char* name, const Tensor& tensor) {
+  check(device_type(tensor) == device::type(), name, ": expected a ",
+        device::type() == aoti_torch_device_type_cpu() ? "CPU" : "CUDA", " tensor, got device ", device_name(tensor));
+}
+
+void check_device(const char* name, const Tensor& tensor, const char* first_name, const Tensor& first) {
+  const bool same = device_type(tensor) == device::type() && tensor.get_device_index() == first.get_device_index();
+  check(same, name, ": expected device ", device_name(first), " like ", first_name, ", got ", device_name(tensor));
 }
 
 std::optional<DType> kernel_dtype(const Tensor& tensor) {
@@ -71,7 +102,16 @@ Tensor dense_channels(const Tensor& tensor) {
   return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
-Tensor empty(const int64_t* sizes, int64_t rank, ScalarType dtype) {
+int64_t span(const Tensor& tensor) {
+  int64_t last = 0;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) == 0) return 0;
+    last += (tensor.size(d) - 1) * tensor.stride(d);
+  }
+  return last + 1;
+}
+
+Tensor empty(const int64_t* sizes, int64_t rank, ScalarType dtype, const Tensor& like) {
   std::vector<int64_t> strides(static_cast<size_t>(rank));
   int64_t stride = 1;
   for (int64_t d = rank - 1; d >= 0; --d) {
@@ -81,23 +121,12 @@ Tensor empty(const int64_t* sizes, int64_t rank, ScalarType dtype) {
   AtenTensorHandle handle = nullptr;
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(rank, sizes, strides.data(), type, aoti_torch_device_type_cpu(), 0, &handle));
+      aoti_torch_empty_strided(rank, sizes, strides.data(), type, device::type(), like.get_device_index(), &handle));
   return Tensor(handle);
 }
 
-Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  return empty(sizes.begin(), static_cast<int64_t>(sizes.size()), dtype);
-}
-
-Parallel torch_threads() {
-  Parallel parallel;
-  parallel.threads = static_cast<int>(torch::stable::get_num_threads());
-  parallel.launch = [](int workers, void (*body)(void*, int), void* context) {
-    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t worker = begin; worker < end; ++worker) body(context, static_cast<int>(worker));
-    });
-  };
-  return parallel;
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  return empty(sizes.begin(), static_cast<int64_t>(sizes.size()), dtype, like);
 }
 
 }  // namespace fgk::ops

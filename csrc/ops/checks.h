@@ -1,28 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// What every operator needs on the torch side: error texts, views of tensors for the kernels, allocation, threads.
-// The only door between LibTorch's stable ABI and the kernels.
+// What every operator needs on the torch side: error texts, views of tensors for the kernels, allocation.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <initializer_list>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "../kernels/common/parallel.h"
 #include "../kernels/common/types.h"
+#include "device.h"
+#include "tensors.h"
 
 namespace fgk::ops {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
@@ -39,7 +29,12 @@ void check(bool condition, const Parts&... parts) {
 
 std::string shape(const Tensor& tensor);
 std::string shape(std::initializer_list<int64_t> sizes);
+const char* dtype_name(ScalarType dtype);
 const char* dtype_name(const Tensor& tensor);
+
+// A call runs where its first tensor lives: that one must be on the library's device, every other one beside it.
+void check_device(const char* name, const Tensor& tensor);
+void check_device(const char* name, const Tensor& tensor, const char* first_name, const Tensor& first);
 
 // float32, float64, bfloat16, float16 or int8; anything else is the caller's error.
 std::optional<DType> kernel_dtype(const Tensor& tensor);
@@ -48,10 +43,11 @@ std::optional<DType> kernel_dtype(const Tensor& tensor);
 Tensor dense_channels(const Tensor& tensor);
 Tensor dense(const Tensor& tensor);
 
-Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype);
-Tensor empty(const int64_t* sizes, int64_t rank, ScalarType dtype);
+// Elements between the first and the last one that sizes and strides reach, both included.
+int64_t span(const Tensor& tensor);
 
-// torch's own thread pool, as the kernels ask for it.
-Parallel torch_threads();
+// Uninitialised and dense, on the device of `like`.
+Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like);
+Tensor empty(const int64_t* sizes, int64_t rank, ScalarType dtype, const Tensor& like);
 
 }  // namespace fgk::ops

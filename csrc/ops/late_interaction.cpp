@@ -2,7 +2,6 @@
 // Checks, allocation and the call into kernels/ for the late-interaction operators.
 #include "late_interaction.h"
 
-#include "../kernels/cpu/late_interaction.h"
 #include "token_sides.h"
 
 namespace fgk::ops {
@@ -18,39 +17,48 @@ ScalarType index_type(int64_t tokens) { return tokens <= kNarrowIndexLimit ? Sca
 
 void write_to(DirectionOutput& out, Tensor& scores, Tensor* alignment) {
   out.scores = scores.mutable_data_ptr();
+  out.score_count = scores.numel();
   if (alignment == nullptr) return;
   out.indices = alignment->mutable_data_ptr();
+  out.index_count = alignment->numel();
   out.wide_indices = alignment->scalar_type() == ScalarType::Int;
 }
 
-void check_same_shape(const char* name, const Tensor& tensor, const int64_t* sizes, int64_t rank, bool legal_type,
-                      const char* types) {
-  bool same = tensor.dim() == rank;
-  for (int64_t d = 0; same && d < rank; ++d) same = tensor.size(d) == sizes[d];
-  check(tensor.is_cpu() && same && legal_type, name, ": expected a CPU tensor of ", types,
-        " in the shape that the forward returned, got ", dtype_name(tensor), " ", shape(tensor));
+// A tensor that a backward gets back: on the device of the call's first tensor, in the shape that the forward gave it.
+void check_returned(const char* name, const Tensor& tensor, const char* first_name, const Tensor& first,
+                    std::initializer_list<int64_t> sizes, bool legal_type, const char* types) {
+  check_device(name, tensor, first_name, first);
+  bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
+  for (size_t d = 0; same && d < sizes.size(); ++d) {
+    same = tensor.size(static_cast<int64_t>(d)) == sizes.begin()[d];
+  }
+  check(same && legal_type, name, ": expected ", types, " ", shape(sizes), " as the forward returned it, got ",
+        dtype_name(tensor), " ", shape(tensor));
 }
 
-// A backward call reads incoming gradients through their strides (an expanded one is never copied).
+// What a backward is given for one direction. Gradients are read through their strides (an expanded one is never
+// copied), alignments are dense.
 struct Incoming {
   Tensor grad;
   Tensor alignment;
 };
 
 Incoming check_incoming(const char* grad_name, const Tensor& grad, const char* alignment_name, const Tensor& alignment,
-                        const Tensor& tokens, std::initializer_list<int64_t> score_sizes,
+                        const char* first_name, const Tensor& first, std::initializer_list<int64_t> score_sizes,
                         std::initializer_list<int64_t> alignment_sizes) {
-  check_same_shape(grad_name, grad, score_sizes.begin(), static_cast<int64_t>(score_sizes.size()),
-                   grad.scalar_type() == score_type(tokens), "the scores' dtype");
-  const ScalarType type = alignment.scalar_type();
-  check_same_shape(alignment_name, alignment, alignment_sizes.begin(), static_cast<int64_t>(alignment_sizes.size()),
-                   type == ScalarType::Short || type == ScalarType::Int, "int16 or int32");
+  const ScalarType score = score_type(first);
+  check_returned(grad_name, grad, first_name, first, score_sizes, grad.scalar_type() == score, dtype_name(score));
+  const ScalarType index = alignment.scalar_type();
+  check_returned(alignment_name, alignment, first_name, first, alignment_sizes,
+                 index == ScalarType::Short || index == ScalarType::Int, "int16 or int32");
   return {grad, dense(alignment)};
 }
 
 void read_from(DirectionOutput& direction, const Incoming& incoming) {
   direction.scores = const_cast<void*>(incoming.grad.const_data_ptr());
+  direction.score_count = span(incoming.grad);
   direction.indices = const_cast<void*>(incoming.alignment.const_data_ptr());
+  direction.index_count = incoming.alignment.numel();
   direction.wide_indices = incoming.alignment.scalar_type() == ScalarType::Int;
 }
 
@@ -78,17 +86,14 @@ PaddedCall padded_call(const Tensor& queries, const Tensor& documents, const Opt
       check_tokens_like("documents", documents, "queries", queries, true, scales.has_value(), letters);
   check(!paired || documents.size(0) == queries.size(0), "documents: expected ", letters, " with ",
         rerank ? "Nq = " : "N = ", queries.size(0), " like queries, got ", shape(documents));
-  check_per_token("query_mask", query_mask, ScalarType::Bool, "bool", "(Nq, Lq)", {queries.size(0), queries.size(1)});
-  if (rerank) {
-    const std::initializer_list<int64_t> sizes = {documents.size(0), documents.size(1), documents.size(2)};
-    check_per_token("document_mask", document_mask, ScalarType::Bool, "bool", "(Nq, K, Ld)", sizes);
-    check_per_token("document_scales", scales, ScalarType::Float, "float32", "(Nq, K, Ld)", sizes);
-  } else {
-    const std::initializer_list<int64_t> sizes = {documents.size(0), documents.size(1)};
-    const char* mask_letters = paired ? "(N, Ld)" : "(Nd, Ld)";
-    check_per_token("document_mask", document_mask, ScalarType::Bool, "bool", mask_letters, sizes);
-    check_per_token("document_scales", scales, ScalarType::Float, "float32", mask_letters, sizes);
-  }
+  check_per_token("query_mask", query_mask, "queries", queries, ScalarType::Bool, "(Nq, Lq)",
+                  {queries.size(0), queries.size(1)});
+  const int64_t d0 = documents.size(0), d1 = documents.size(1), d2 = documents.size(2);
+  const std::initializer_list<int64_t> padded = {d0, d1}, candidates = {d0, d1, d2};
+  const std::initializer_list<int64_t>& sizes = rerank ? candidates : padded;
+  const char* token_letters = rerank ? "(Nq, K, Ld)" : paired ? "(N, Ld)" : "(Nd, Ld)";
+  check_per_token("document_mask", document_mask, "queries", queries, ScalarType::Bool, token_letters, sizes);
+  check_per_token("document_scales", scales, "queries", queries, ScalarType::Float, token_letters, sizes);
   PaddedCall call;
   call.rerank = rerank;
   call.queries = padded_side("queries", queries, query_type);
@@ -116,8 +121,9 @@ Tensor run_maxsim(const PaddedCall& call, bool mean, bool zero_padding, Tensor* 
   const int64_t nq = call.queries.batch.batch;
   const int64_t lq = call.queries.batch.length;
   const int64_t columns = call.score_columns();
-  Tensor scores = call.flat() ? empty({nq}, type) : empty({nq, columns}, type);
-  if (alignment) *alignment = call.flat() ? empty({nq, lq}, narrow) : empty({nq, columns, lq}, narrow);
+  const Tensor& like = call.queries.tokens;
+  Tensor scores = call.flat() ? empty({nq}, type, like) : empty({nq, columns}, type, like);
+  if (alignment) *alignment = call.flat() ? empty({nq, lq}, narrow, like) : empty({nq, columns, lq}, narrow, like);
   LateInteractionForward args;
   args.a = call.queries.batch;
   args.b = call.documents.batch;
@@ -126,7 +132,7 @@ Tensor run_maxsim(const PaddedCall& call, bool mean, bool zero_padding, Tensor* 
   args.paired = call.paired;
   place_padded(call, args.ab);
   write_to(args.ab, scores, alignment);
-  late_interaction_forward(args, torch_threads());
+  device::run(args, like);
   return scores;
 }
 
@@ -145,11 +151,12 @@ PackedCall packed_call(const Tensor& queries, const Tensor& documents, const Ten
   const DType query_type = check_float_tokens("queries", queries);
   const DType document_type =
       check_tokens_like("documents", documents, "queries", queries, true, scales.has_value(), "(Td, D)");
-  check_per_token("document_scales", scales, ScalarType::Float, "float32", "(Td,)", {documents.size(0)});
+  check_per_token("document_scales", scales, "queries", queries, ScalarType::Float, "(Td,)", {documents.size(0)});
   PackedCall call;
   call.paired = paired;
-  call.queries = packed_side("queries", queries, query_type, "query_offsets", query_offsets);
-  call.documents = packed_side("documents", documents, document_type, "document_offsets", document_offsets);
+  call.queries = packed_side("queries", queries, query_type, "query_offsets", query_offsets, "queries", queries);
+  call.documents =
+      packed_side("documents", documents, document_type, "document_offsets", document_offsets, "queries", queries);
   attach_scales(call.documents, scales);
   check(!paired || call.queries.batch.batch == call.documents.batch.batch,
         "document_offsets: expected (N + 1,) with N = ", call.queries.batch.batch,
@@ -171,8 +178,9 @@ Tensor run_varlen(const PackedCall& call, bool mean, Tensor* alignment) {
   const int64_t nq = call.queries.batch.batch;
   const int64_t nd = call.documents.batch.batch;
   const int64_t tq = call.queries.tokens.size(0);
-  Tensor scores = call.paired ? empty({nq}, type) : empty({nq, nd}, type);
-  if (alignment) *alignment = call.paired ? empty({tq}, narrow) : empty({nd, tq}, narrow);
+  const Tensor& like = call.queries.tokens;
+  Tensor scores = call.paired ? empty({nq}, type, like) : empty({nq, nd}, type, like);
+  if (alignment) *alignment = call.paired ? empty({tq}, narrow, like) : empty({nd, tq}, narrow, like);
   LateInteractionForward args;
   args.a = call.queries.batch;
   args.b = call.documents.batch;
@@ -180,14 +188,14 @@ Tensor run_varlen(const PackedCall& call, bool mean, Tensor* alignment) {
   args.paired = call.paired ? 1 : 0;
   place_packed(call, args.ab);
   write_to(args.ab, scores, alignment);
-  late_interaction_forward(args, torch_threads());
+  device::run(args, like);
   return scores;
 }
 
 // Gradient of a one-direction call with respect to its queries (gather) or documents (scatter).
 Tensor run_maxsim_backward(const Side& queries, const Side& documents, const DirectionOutput& direction, bool mean,
                            int64_t paired, bool for_queries, const Tensor& like) {
-  Tensor gradient = empty(like.sizes().data(), like.dim(), like.scalar_type());
+  Tensor gradient = empty(like.sizes().data(), like.dim(), like.scalar_type(), like);
   LateInteractionBackward args;
   args.owner = for_queries ? queries.batch : documents.batch;
   args.other = for_queries ? documents.batch : queries.batch;
@@ -196,7 +204,7 @@ Tensor run_maxsim_backward(const Side& queries, const Side& documents, const Dir
   args.paired = paired;
   args.owner_is_a = for_queries;
   args.gradient = gradient.mutable_data_ptr();
-  late_interaction_backward(args, torch_threads());
+  device::run(args, like);
   return gradient;
 }
 
@@ -212,16 +220,17 @@ Tensor maxsim_gradient(const Tensor& grad_scores, const Tensor& queries, const T
   const int64_t nq = call.queries.batch.batch;
   const int64_t lq = call.queries.batch.length;
   const int64_t columns = call.score_columns();
-  const Incoming incoming =
-      call.flat() ? check_incoming("grad_scores", grad_scores, "alignment", alignment, queries, {nq}, {nq, lq})
-                  : check_incoming("grad_scores", grad_scores, "alignment", alignment, queries, {nq, columns},
-                                   {nq, columns, lq});
+  const Incoming incoming = call.flat() ? check_incoming("grad_scores", grad_scores, "alignment", alignment, "queries",
+                                                         queries, {nq}, {nq, lq})
+                                        : check_incoming("grad_scores", grad_scores, "alignment", alignment, "queries",
+                                                         queries, {nq, columns}, {nq, columns, lq});
   DirectionOutput direction;
   place_padded(call, direction);
   read_from(direction, incoming);
   // A paired document is found from its own number alone, which takes dense rows.
   const Tensor grad = call.paired ? dense(grad_scores) : grad_scores;
   direction.scores = const_cast<void*>(grad.const_data_ptr());
+  direction.score_count = span(grad);
   if (call.paired == 0) {
     direction.score_x = grad.stride(0);
     direction.score_y = grad.stride(1);
@@ -240,8 +249,9 @@ Tensor varlen_gradient(const Tensor& grad_scores, const Tensor& queries, const T
   const int64_t nd = call.documents.batch.batch;
   const int64_t tq = queries.size(0);
   const Incoming incoming =
-      paired ? check_incoming("grad_scores", grad_scores, "alignment", alignment, queries, {nq}, {tq})
-             : check_incoming("grad_scores", grad_scores, "alignment", alignment, queries, {nq, nd}, {nd, tq});
+      paired
+          ? check_incoming("grad_scores", grad_scores, "alignment", alignment, "queries", queries, {nq}, {tq})
+          : check_incoming("grad_scores", grad_scores, "alignment", alignment, "queries", queries, {nq, nd}, {nd, tq});
   DirectionOutput direction;
   place_packed(call, direction);
   read_from(direction, incoming);
@@ -263,8 +273,8 @@ LateCall late_call(const Tensor& a, const Tensor& b, const OptionalTensor& a_mas
   check(b.dim() == 3, "b: expected (Nb, m, D), got ", shape(b));
   const DType a_type = check_float_tokens("a", a);
   const DType b_type = check_tokens_like("b", b, "a", a, false, false, "(Nb, m, D)");
-  check_per_token("a_mask", a_mask, ScalarType::Bool, "bool", "(Na, n)", {a.size(0), a.size(1)});
-  check_per_token("b_mask", b_mask, ScalarType::Bool, "bool", "(Nb, m)", {b.size(0), b.size(1)});
+  check_per_token("a_mask", a_mask, "a", a, ScalarType::Bool, "(Na, n)", {a.size(0), a.size(1)});
+  check_per_token("b_mask", b_mask, "a", a, ScalarType::Bool, "(Nb, m)", {b.size(0), b.size(1)});
   LateCall call;
   call.a = padded_side("a", a, a_type);
   call.b = padded_side("b", b, b_type);
@@ -294,11 +304,12 @@ std::tuple<Tensor, Tensor> run_late(const LateCall& call, bool mean, bool zero_p
   const int64_t nb = call.b.batch.batch;
   const int64_t n = call.a.batch.length;
   const int64_t m = call.b.batch.length;
-  Tensor ab = empty({na, nb}, type);
-  Tensor ba = empty({na, nb}, type);
+  const Tensor& like = call.a.tokens;
+  Tensor ab = empty({na, nb}, type, like);
+  Tensor ba = empty({na, nb}, type, like);
   if (alignment_ab) {
-    *alignment_ab = empty({na, nb, n}, index_type(m));
-    *alignment_ba = empty({na, nb, m}, index_type(n));
+    *alignment_ab = empty({na, nb, n}, index_type(m), like);
+    *alignment_ba = empty({na, nb, m}, index_type(n), like);
   }
   LateInteractionForward args;
   args.a = call.a.batch;
@@ -308,7 +319,7 @@ std::tuple<Tensor, Tensor> run_late(const LateCall& call, bool mean, bool zero_p
   place_late(call, args.ab, args.ba);
   write_to(args.ab, ab, alignment_ab);
   write_to(args.ba, ba, alignment_ba);
-  late_interaction_forward(args, torch_threads());
+  device::run(args, like);
   return {ab, ba};
 }
 
@@ -317,8 +328,10 @@ Tensor late_gradient(const Tensor& grad_ab, const Tensor& grad_ba, const Tensor&
                      const Tensor& alignment_ba, bool mean, bool for_a) {
   const LateCall call = late_call(a, b, a_mask, b_mask);
   const int64_t na = a.size(0), nb = b.size(0), n = a.size(1), m = b.size(1);
-  const Incoming in_ab = check_incoming("grad_ab", grad_ab, "alignment_ab", alignment_ab, a, {na, nb}, {na, nb, n});
-  const Incoming in_ba = check_incoming("grad_ba", grad_ba, "alignment_ba", alignment_ba, a, {na, nb}, {na, nb, m});
+  const Incoming in_ab =
+      check_incoming("grad_ab", grad_ab, "alignment_ab", alignment_ab, "a", a, {na, nb}, {na, nb, n});
+  const Incoming in_ba =
+      check_incoming("grad_ba", grad_ba, "alignment_ba", alignment_ba, "a", a, {na, nb}, {na, nb, m});
   DirectionOutput ab, ba;
   place_late(call, ab, ba);
   read_from(ab, in_ab);
@@ -328,7 +341,7 @@ Tensor late_gradient(const Tensor& grad_ab, const Tensor& grad_ba, const Tensor&
   ba.score_x = grad_ba.stride(1);
   ba.score_y = grad_ba.stride(0);
   const Tensor& like = for_a ? a : b;
-  Tensor gradient = empty(like.sizes().data(), like.dim(), like.scalar_type());
+  Tensor gradient = empty(like.sizes().data(), like.dim(), like.scalar_type(), like);
   LateInteractionBackward args;
   args.owner = for_a ? call.a.batch : call.b.batch;
   args.other = for_a ? call.b.batch : call.a.batch;
@@ -337,7 +350,7 @@ Tensor late_gradient(const Tensor& grad_ab, const Tensor& grad_ba, const Tensor&
   args.mean = mean;
   args.owner_is_a = for_a;
   args.gradient = gradient.mutable_data_ptr();
-  late_interaction_backward(args, torch_threads());
+  device::run(args, like);
   return gradient;
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// CPU implementations of the late-interaction operators; schemas in library.cpp, semantics in
-// fgkernels/ops/late_interaction.py.
+// Implementations of the late-interaction operators for the device of the library (device.h); schemas in library.cpp,
+// semantics in fgkernels/ops/late_interaction.py.
 #pragma once
 
 #include <tuple>

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every operator of the library: schema and dispatch keys, nothing else. Fake kernels and autograd are registered in
+// Every operator: schema and dispatch keys, nothing else. Fake kernels and autograd are registered in
 // fgkernels/ops/<family>.py. An op whose name ends in _fwd keeps nothing for a backward.
+//
+// Compiled once per library (cmake/ops.cmake), which says:
+//   FGK_OP_NAMESPACE     namespace of the operators; builds for the Hugging Face kernels format rename it
+//   FGK_DISPATCH_KEY     the key that the library's kernels are registered for
+//   FGK_DEFINE_SCHEMAS   defined in the one library of a namespace that brings the schemas
 #include "late_interaction.h"
 
-// Builds for the Hugging Face kernels format rename the namespace.
-#ifndef FGK_OP_NAMESPACE
-#define FGK_OP_NAMESPACE fgkernels
-#endif
+// One level of macros more, so that arguments that are macros are replaced before they become strings.
 #define FGK_LIBRARY(ns, m) STABLE_TORCH_LIBRARY(ns, m)
 #define FGK_LIBRARY_IMPL(ns, key, m) STABLE_TORCH_LIBRARY_IMPL(ns, key, m)
+
+#if defined(FGK_DEFINE_SCHEMAS)
 
 #define FGK_MAXSIM_ARGS                                                            \
   "(Tensor queries, Tensor documents, Tensor? query_mask, Tensor? document_mask, " \
@@ -43,7 +47,9 @@ FGK_LIBRARY(FGK_OP_NAMESPACE, m) {
   m.def("late_interaction_backward_b" FGK_LATE_GRAD_ARGS " -> Tensor");
 }
 
-FGK_LIBRARY_IMPL(FGK_OP_NAMESPACE, CPU, m) {
+#endif  // FGK_DEFINE_SCHEMAS
+
+FGK_LIBRARY_IMPL(FGK_OP_NAMESPACE, FGK_DISPATCH_KEY, m) {
   m.impl("maxsim", TORCH_BOX(&fgk::ops::maxsim));
   m.impl("maxsim_fwd", TORCH_BOX(&fgk::ops::maxsim_fwd));
   m.impl("maxsim_backward_queries", TORCH_BOX(&fgk::ops::maxsim_backward_queries));

@@ -6,11 +6,15 @@ namespace {
 
 constexpr int64_t kMaxTokens = (int64_t(1) << 31) - 1;
 
-std::vector<int64_t> read_offsets(const char* name, const Tensor& offsets, const char* tokens_name, int64_t tokens) {
-  check(offsets.is_cpu(), name, ": expected a CPU tensor");
+void check_offsets(const char* name, const Tensor& offsets, const char* first_name, const Tensor& first) {
+  check_device(name, offsets, first_name, first);
   const ScalarType type = offsets.scalar_type();
   check(offsets.dim() == 1 && offsets.size(0) >= 1 && (type == ScalarType::Int || type == ScalarType::Long), name,
         ": expected int32 or int64 (N + 1,), got ", dtype_name(offsets), " ", shape(offsets));
+}
+
+std::vector<int64_t> read_offsets(const char* name, const Tensor& offsets, const char* tokens_name, int64_t tokens) {
+  const ScalarType type = offsets.scalar_type();
   const Tensor packed = dense(offsets);
   std::vector<int64_t> values(static_cast<size_t>(offsets.size(0)));
   for (size_t i = 0; i < values.size(); ++i) {
@@ -30,7 +34,7 @@ std::vector<int64_t> read_offsets(const char* name, const Tensor& offsets, const
 }  // namespace
 
 DType check_float_tokens(const char* name, const Tensor& tokens) {
-  check(tokens.is_cpu(), name, ": expected a CPU tensor");
+  check_device(name, tokens);
   const std::optional<DType> dtype = kernel_dtype(tokens);
   check(dtype.has_value() && *dtype != DType::i8, name, ": expected dtype float32, float64, bfloat16 or float16, got ",
         dtype_name(tokens));
@@ -39,7 +43,7 @@ DType check_float_tokens(const char* name, const Tensor& tokens) {
 
 DType check_tokens_like(const char* name, const Tensor& tokens, const char* first_name, const Tensor& first,
                         bool int8_allowed, bool has_scales, const char* letters) {
-  check(tokens.is_cpu(), name, ": expected device cpu like ", first_name);
+  check_device(name, tokens, first_name, first);
   const std::optional<DType> dtype = kernel_dtype(tokens);
   const bool int8 = dtype == DType::i8;
   const bool legal = dtype.has_value() && (int8 ? int8_allowed : *dtype == *kernel_dtype(first));
@@ -55,16 +59,16 @@ DType check_tokens_like(const char* name, const Tensor& tokens, const char* firs
   return *dtype;
 }
 
-void check_per_token(const char* name, const OptionalTensor& values, ScalarType dtype, const char* dtype_text,
-                     const char* letters, std::initializer_list<int64_t> sizes) {
+void check_per_token(const char* name, const OptionalTensor& values, const char* first_name, const Tensor& first,
+                     ScalarType dtype, const char* letters, std::initializer_list<int64_t> sizes) {
   if (!values) return;
+  check_device(name, *values, first_name, first);
   bool same = values->dim() == static_cast<int64_t>(sizes.size());
   for (size_t d = 0; same && d < sizes.size(); ++d) {
     same = values->size(static_cast<int64_t>(d)) == sizes.begin()[d];
   }
-  check(values->is_cpu(), name, ": expected a CPU tensor");
-  check(same && values->scalar_type() == dtype, name, ": expected ", dtype_text, " ", letters, " = ", shape(sizes),
-        ", got ", dtype_name(*values), " ", shape(*values));
+  check(same && values->scalar_type() == dtype, name, ": expected ", dtype_name(dtype), " ", letters, " = ",
+        shape(sizes), ", got ", dtype_name(*values), " ", shape(*values));
 }
 
 void attach_mask(Side& side, const OptionalTensor& mask) {
@@ -100,21 +104,32 @@ Side padded_side(const char* name, const Tensor& tokens, DType dtype) {
     batch.sample_stride = side.tokens.stride(0);
   }
   batch.token_stride = side.tokens.stride(rank - 2);
+  batch.total_tokens = batch.batch * batch.length;
+  batch.span = span(side.tokens);
   batch.data = side.tokens.const_data_ptr();
   return side;
 }
 
-Side packed_side(const char* name, const Tensor& tokens, DType dtype, const char* offsets_name, const Tensor& offsets) {
+Side packed_side(const char* name, const Tensor& tokens, DType dtype, const char* offsets_name, const Tensor& offsets,
+                 const char* first_name, const Tensor& first) {
   check(tokens.size(0) <= kMaxTokens, name, ": expected at most 2^31 - 1 tokens, got ", tokens.size(0));
+  check_offsets(offsets_name, offsets, first_name, first);
   Side side;
   side.tokens = dense_channels(tokens);
-  side.offsets = read_offsets(offsets_name, offsets, name, tokens.size(0));
   TokenBatch& batch = side.batch;
   batch.dtype = dtype;
   batch.dim = tokens.size(1);
-  batch.batch = static_cast<int64_t>(side.offsets.size()) - 1;
-  batch.offsets = side.offsets.data();
+  batch.batch = offsets.size(0) - 1;
+  if (device::host_reads()) {
+    side.host_offsets = read_offsets(offsets_name, offsets, name, tokens.size(0));
+    batch.offsets = side.host_offsets.data();
+  } else {
+    side.device_offsets = dense(torch::stable::to(offsets, ScalarType::Long));
+    batch.offsets = static_cast<const int64_t*>(side.device_offsets->const_data_ptr());
+  }
   batch.token_stride = side.tokens.stride(0);
+  batch.total_tokens = tokens.size(0);
+  batch.span = span(side.tokens);
   batch.data = side.tokens.const_data_ptr();
   return side;
 }
