@@ -18,6 +18,10 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "tools"))
 from build_backend import torch_dir  # noqa: E402
+from cuda_toolkit import CudaError, cmake_options  # noqa: E402
+
+#: Built or not, as this machine and the options have it. One that was not built now is of an earlier build.
+SOMETIMES_BUILT = ("libfgkernels_cuda.so", "libfgkernels_emulated.so")
 
 
 def tool(name: str, attribute: str) -> str:
@@ -32,17 +36,11 @@ def tool(name: str, attribute: str) -> str:
     return found
 
 
-def refuse_cuda() -> None:
-    for variable in ("FORCE_CUDA", "TORCH_CUDA_ARCH_LIST"):
-        value = os.environ.get(variable, "")
-        if variable == "FORCE_CUDA" and value not in ("", "0"):
-            raise SystemExit(f"FORCE_CUDA={value}: the CUDA library is not part of this release; unset FORCE_CUDA.")
-        if variable == "TORCH_CUDA_ARCH_LIST" and value:
-            print(f"TORCH_CUDA_ARCH_LIST={value} has no effect: the CUDA library is not part of this release.")
+def cmake_build(build: Path, development: bool) -> None:
+    """Configures and builds in the folder `build`; what belongs into the package lies in build/stage then.
 
-
-def cmake_build(build: Path) -> None:
-    """Configures and builds in the folder `build`; what belongs into the package lies in build/stage then."""
+    With `development` also what only tests of this tree use.
+    """
     cmake = tool("cmake", "CMAKE_BIN_DIR")
     try:
         import pybind11
@@ -53,7 +51,11 @@ def cmake_build(build: Path) -> None:
         raise SystemExit(f"MAX_JOBS: expected a positive number, got {jobs!r}")
 
     # Everything that an isolated build keeps elsewhere each time is said again, so that its cache can be reused.
-    options = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    torch = torch_dir()
+    try:
+        options = cmake_options(torch) + shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    except CudaError as error:
+        raise SystemExit(str(error)) from None
     setting = "\n".join([str(ROOT), sys.executable, *options])
     stamp = build / ".setting"
     if not stamp.exists() or stamp.read_text() != setting:
@@ -61,12 +63,14 @@ def cmake_build(build: Path) -> None:
         stamp.write_text(setting)
     configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja', 'BIN_DIR')}", f"-DPython_EXECUTABLE={sys.executable}"]
-    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DFGK_TORCH_DIR={torch_dir() or ''}"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DFGK_TORCH_DIR={torch or ''}"]
     configure += options
     shutil.rmtree(build / "stage", ignore_errors=True)
     subprocess.run(configure, check=True)
     subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
-    subprocess.run([cmake, "--install", str(build), "--prefix", str(build / "stage")], check=True)
+    install = [cmake, "--install", str(build), "--prefix", str(build / "stage"), "--component"]
+    for component in ("package", "development") if development else ("package",):
+        subprocess.run([*install, component], check=True)
 
 
 def replace_if_changed(source: Path, destination: Path) -> None:
@@ -83,16 +87,18 @@ class CMakeBuild(build_ext):
     """Builds everything with CMake, then puts libfgkernels and _native into the package folder."""
 
     def run(self) -> None:
-        refuse_cuda()
         in_place = self.inplace or getattr(self, "editable_mode", False)
         destination = ROOT / "fgkernels" if in_place else Path(self.build_lib).resolve() / "fgkernels"
         build = ROOT / "build" / "dev"
         build.mkdir(parents=True, exist_ok=True)
         with open(build / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            cmake_build(build)
+            cmake_build(build, development=in_place)
             for built in (build / "stage").iterdir():
                 replace_if_changed(built, destination / built.name)
+            for name in SOMETIMES_BUILT:
+                if not (build / "stage" / name).exists():
+                    (destination / name).unlink(missing_ok=True)
         if in_place:
             replace_if_changed(build / "compile_commands.json", ROOT / "compile_commands.json")
 

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-# Each csrc/tests/*.cpp is one program, run once per ISA level; a level the machine lacks counts as skipped.
+# Each csrc/tests/*.cpp is one program, run once per ISA level; a level the machine lacks counts as skipped. Those with
+# "cuda" in their name execute CUDA kernels in the emulator and run once.
 enable_testing()
+file(GLOB FGK_HAVE_EMULATION cmake/emulation.cmake)
+file(GLOB FGK_HAVE_CUDA_KERNELS csrc/kernels/cuda/*.cu)
+if(FGK_HAVE_EMULATION AND FGK_HAVE_CUDA_KERNELS)
+  include(cmake/emulated_kernels.cmake)
+endif()
 
 # Tests that walk through the levels themselves run once.
 set(FGK_TESTS_ONCE test_isa test_capi)
@@ -8,11 +14,17 @@ set(FGK_TESTS_ONCE test_isa test_capi)
 file(GLOB FGK_TEST_SOURCES CONFIGURE_DEPENDS csrc/tests/*.cpp)
 foreach(source ${FGK_TEST_SOURCES})
   get_filename_component(test ${source} NAME_WE)
+  if(TARGET ${test})
+    continue()
+  endif()
   add_executable(${test} ${source} $<TARGET_OBJECTS:fgk_capi>)
   target_include_directories(${test} PRIVATE csrc csrc/capi)
   target_link_libraries(${test} PRIVATE fgk_kernels)
   set_target_properties(${test} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  if(test IN_LIST FGK_TESTS_ONCE)
+  if(test MATCHES "cuda" AND TARGET fgk_cuda_kernels_emulated)
+    target_link_libraries(${test} PRIVATE fgk_cuda_kernels_emulated)
+  endif()
+  if(test IN_LIST FGK_TESTS_ONCE OR test MATCHES "cuda")
     add_test(NAME ${test} COMMAND ${test})
     continue()
   endif()
