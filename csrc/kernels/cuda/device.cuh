@@ -6,7 +6,7 @@
 // instead, which executes kernels on the CPU and checks every access; docs/cuda-emulation.md tells how.
 //
 // Macros      FGK_GLOBAL, FGK_DEVICE, FGK_HOST_DEVICE before a function's type; FGK_LAUNCH_BOUNDS(threads, min_blocks)
-//             between a kernel's type and name; FGK_UNROLL before a loop. A device function that wraps primitives can
+//             between a kernel's type and name; FGK_UNROLL, FGK_NO_UNROLL before a loop. A device function that wraps primitives can
 //             end its parameters in FGK_SITE_PARAMETER and pass FGK_SITE_ARGUMENT on: faults then name its caller.
 // Indices     tid() bid() lane() warp() block_threads() grid_blocks(); grids and blocks are 1-D
 // Global      gptr<T>: ld(i) st(i, v) ld_as<V>(i) st_as<V>(i, v) p + n slice(offset, count) as<U>() bool(p)
@@ -22,6 +22,7 @@
 // Atomics     atomic_add (float, double, int32, uint32) and atomic_max (int32) on gptr and sptr, relaxed; they return
 //             the old value
 // Numbers     to_float from_float<T> pack2<T> unpack2<T> min max isnan fma exp2_fast exp_fast log2_fast rcp_fast
+//             first_bit count_bits
 // Host        launch() limits() Buffers shared_bytes<T>(count)
 #pragma once
 
@@ -45,6 +46,22 @@ FGK_HOST_DEVICE constexpr int64_t shared_bytes(int64_t count) {
 }
 
 FGK_HOST_DEVICE float to_float(float x) { return x; }
+
+// Number of the lowest bit set (bits is not 0), and how many are set.
+FGK_HOST_DEVICE int first_bit(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __ffs(static_cast<int>(bits)) - 1;
+#else
+  return __builtin_ctz(bits);
+#endif
+}
+FGK_HOST_DEVICE int count_bits(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __popc(bits);
+#else
+  return __builtin_popcount(bits);
+#endif
+}
 
 // Sum of all lanes' values, in every lane; the order of the additions is the same in every lane and every run.
 template <class T>

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "late_interaction_launch.cuh"
+
+namespace fgk::cuda {
+
+template void forward<float>(const LateInteractionForward&, const Context&);
+template void backward<float>(const LateInteractionBackward&, const Context&);
+
+}  // namespace fgk::cuda
