@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared memory and the copies that arrive there.
+//
+// Its shadow has a cell per word of 4 bytes; a word that is accessed in smaller parts gets a cell per byte until the
+// block ends or the word is written whole.
+#include <cstring>
+
+#include "state.h"
+
+namespace fgk::emulation::core {
+namespace {
+
+constexpr int kWord = 4;
+constexpr int kCopyBytes = 16;
+constexpr unsigned char kPoison = 0xFF;  // NaN in every floating-point type
+
+struct SharedMemory {
+  alignas(128) char bytes[256 * 1024];
+  Cell words[sizeof(bytes) / kWord];
+  Cell parts[sizeof(bytes)];
+  uint64_t divided[sizeof(bytes) / kWord];  // when the word got its cells per byte; 0: it has none
+};
+SharedMemory memory;  // zero pages until a kernel needs them
+
+bool is_divided(int64_t word) { return memory.divided[word] >= state.times.block && memory.divided[word] != 0; }
+
+std::string bytes_text(int bytes, const SharedPointer& p) {
+  return std::to_string(bytes) + " bytes at shared byte " + std::to_string(p.at);
+}
+
+const char* verb(Access access) {
+  return access == Access::read ? "reads " : access == Access::write ? "writes " : "updates ";
+}
+
+void note_cell(Cell& cell, Access access, const Accessor& who, const Thread* thread, const SharedPointer& p, int bytes,
+               Site site) {
+  if ((cell.write.flags & Mark::in_flight) != 0 && cell.write.time >= state.times.block) {
+    fault(FaultKind::in_flight, thread, site,
+          verb(access) + bytes_text(bytes, p) + ", where a cp.async of thread " + std::to_string(cell.write.thread) +
+              " at " + site_text(site_of(cell.write.site)) + " has not been waited for");
+  }
+  // The arena starts anew with each block, so that the block's barriers are all there is to order accesses.
+  Times times = state.times;
+  times.launch = times.block = times.epoch;
+  if (access != Access::write && cell.write.time < state.times.block) {
+    fault(FaultKind::uninitialized_shared, thread, site,
+          verb(access) + bytes_text(bytes, p) + ", which this block has not written");
+  }
+  const Finding finding = note(cell, access, who, times);
+  if (finding.conflict != Conflict::none) {
+    fault(FaultKind::race_shared, thread, site, verb(access) + bytes_text(bytes, p) + ", which " + describe(finding));
+  }
+}
+
+void note_access(const SharedPointer& p, int bytes, Access access, const Thread* thread, Site site) {
+  const Accessor who = accessor(thread, site);
+  const int64_t first = p.at / kWord;
+  if (bytes < kWord) {
+    if (!is_divided(first)) {
+      for (int i = 0; i < kWord; ++i) memory.parts[first * kWord + i] = memory.words[first];
+      memory.divided[first] = state.times.now;
+    }
+    for (int i = 0; i < bytes; ++i) note_cell(memory.parts[p.at + i], access, who, thread, p, bytes, site);
+    return;
+  }
+  for (int64_t word = first; word < first + bytes / kWord; ++word) {
+    if (!is_divided(word)) {
+      note_cell(memory.words[word], access, who, thread, p, bytes, site);
+      continue;
+    }
+    for (int i = 0; i < kWord; ++i) note_cell(memory.parts[word * kWord + i], access, who, thread, p, bytes, site);
+    if (access == Access::write) {
+      memory.words[word] = memory.parts[word * kWord];
+      memory.divided[word] = 0;
+    }
+  }
+}
+
+char* checked(const SharedPointer& p, int bytes, Access access, const Thread* thread, Site site) {
+  if (p.at < p.low || p.at > p.high - bytes) {
+    fault(FaultKind::out_of_bounds, thread, site,
+          verb(access) + bytes_text(bytes, p) + " outside its array, bytes " + std::to_string(p.low) + " to " +
+              std::to_string(p.high) + " of shared memory");
+  }
+  if (p.at % bytes != 0) {
+    fault(FaultKind::misaligned, thread, site,
+          verb(access) + bytes_text(bytes, p) + ", not a multiple of " + std::to_string(bytes));
+  }
+  if (state.options.shadow) note_access(p, bytes, access, thread, site);
+  return memory.bytes + p.at;
+}
+
+void land(Thread* thread, const Thread::Copy& copy) {
+  char* to = memory.bytes + copy.to;
+  if (copy.valid_bytes > 0) std::memcpy(to, copy.from, static_cast<size_t>(copy.valid_bytes));
+  std::memset(to + copy.valid_bytes, 0, static_cast<size_t>(kCopyBytes - copy.valid_bytes));
+  if (!state.options.shadow) return;
+  const Accessor who = accessor(thread, copy.site);
+  for (int64_t word = copy.to / kWord; word < (copy.to + kCopyBytes) / kWord; ++word) {
+    memory.words[word].write = {who.time, static_cast<uint16_t>(who.thread), 0, who.site};
+  }
+}
+
+}  // namespace
+
+char* shared_access(const SharedPointer& p, int bytes, Access access, Site site) {
+  return checked(p, bytes, access, state.running, site);
+}
+
+const char* load_row(const Thread* lane, const SharedPointer& p, Site site) {
+  return checked(p, 16, Access::read, lane, site);
+}
+
+SharedPointer shared_slice(SharedPointer p, int64_t bytes, Site site) {
+  if (bytes < 0) {
+    fault(FaultKind::out_of_bounds, site, "takes a slice of " + std::to_string(bytes) + " bytes of shared memory");
+  }
+  if (p.at > p.low) p.low = p.at;
+  if (p.at + bytes < p.high) p.high = p.at + bytes;
+  return p;
+}
+
+SharedPointer shared_take(int64_t& used, int64_t count, int64_t size, Site site) {
+  const int64_t bytes = count * size;
+  if (count < 0 || used + bytes > state.shared_bytes) {
+    fault(FaultKind::shared_overrun, site,
+          "takes " + std::to_string(count) + " elements of " + std::to_string(size) + " bytes after " +
+              std::to_string(used) + " bytes of shared memory, but the launch asked for " +
+              std::to_string(state.shared_bytes));
+  }
+  const SharedPointer array{used, used, used + bytes};
+  used += (bytes + dev::kSharedAlignment - 1) / dev::kSharedAlignment * dev::kSharedAlignment;
+  return array;
+}
+
+void start_shared_memory() { std::memset(memory.bytes, kPoison, static_cast<size_t>(state.shared_bytes)); }
+
+void forget_shared_memory() {
+  const size_t bytes = static_cast<size_t>(state.shared_bytes);
+  std::memset(memory.words, 0, sizeof(Cell) * (bytes / kWord + 1));
+  std::memset(memory.divided, 0, sizeof(uint64_t) * (bytes / kWord + 1));
+}
+
+void copy_async(const SharedPointer& to, const GlobalPointer& from, int valid_bytes, Site site) {
+  Thread* thread = state.running;
+  if (valid_bytes < 0 || valid_bytes > kCopyBytes) {
+    fault(FaultKind::bad_copy_size, site, "copies " + std::to_string(valid_bytes) + " valid bytes of 16");
+  }
+  const char* source = copy_source(from, valid_bytes, site);
+  char* destination = checked(to, kCopyBytes, Access::write, thread, site);
+  std::memset(destination, kPoison, kCopyBytes);
+  if (state.options.shadow) {
+    for (int64_t word = to.at / kWord; word < (to.at + kCopyBytes) / kWord; ++word) {
+      memory.words[word].write.flags |= Mark::in_flight;
+    }
+  }
+  thread->copies.push_back({source, to.at, valid_bytes, thread->groups, site});
+}
+
+void copy_commit(Site /*site*/) { ++state.running->groups; }
+
+void copy_wait(int groups, Site /*site*/) {
+  Thread* thread = state.running;
+  while (thread->landed < thread->copies.size()) {
+    const Thread::Copy& copy = thread->copies[thread->landed];
+    if (copy.group >= thread->groups - groups) return;
+    land(thread, copy);
+    ++thread->landed;
+  }
+  thread->copies.clear();
+  thread->landed = 0;
+}
+
+void check_finished_copies(const Thread* thread) {
+  if (thread->landed == thread->copies.size()) return;
+  const Thread::Copy& copy = thread->copies[thread->landed];
+  fault(FaultKind::pending_copies, thread, copy.site,
+        "returns before it has waited for this cp.async" +
+            std::string(copy.group == thread->groups ? ", which is in no committed group" : ""));
+}
+
+}  // namespace fgk::emulation::core
