@@ -13,16 +13,38 @@ foreach(source ${sources})
   file(CONFIGURE OUTPUT ${wrapper} CONTENT "#include \"kernels/cuda/${name}.cu\"\n")
   list(APPEND FGK_EMULATED_SOURCES ${wrapper})
 endforeach()
-add_library(fgk_cuda_kernels_emulated STATIC ${FGK_EMULATED_SOURCES})
-target_include_directories(fgk_cuda_kernels_emulated PRIVATE csrc)
-target_link_libraries(fgk_cuda_kernels_emulated PUBLIC fgk_cuda_emulator)
+foreach(emulator ${FGK_EMULATORS})
+  string(REPLACE fgk_cuda_emulator fgk_cuda_kernels_emulated kernels ${emulator})
+  add_library(${kernels} STATIC ${FGK_EMULATED_SOURCES})
+  target_link_libraries(${kernels} PUBLIC ${emulator})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # Registers of a tile that a guard leaves out are neither written nor read, which GCC cannot see.
+    target_compile_options(${kernels} PRIVATE -Wno-maybe-uninitialized)
+  endif()
+endforeach()
+
+# fgk_add_cuda_test(<name> <source>): a test that executes these kernels, once as it is and once with sanitizers.
+function(fgk_add_cuda_test name source)
+  fgk_add_emulated_test(${name} ${source})
+  foreach(emulator ${FGK_EMULATORS})
+    string(REPLACE fgk_cuda_emulator ${name} test ${emulator})
+    string(REPLACE fgk_cuda_emulator fgk_cuda_kernels_emulated kernels ${emulator})
+    target_link_libraries(${test} PRIVATE ${kernels})
+  endforeach()
+endfunction()
 
 if(FGK_BUILD_OPS)
   add_library(fgkernels_emulated SHARED)
   fgk_shared_library(fgkernels_emulated)
   fgk_add_operators(fgkernels_emulated NAMESPACE ${FGK_OP_NAMESPACE}_emulated KEY CPU
                     DEVICE csrc/tests/cuda_emulation/device_emulated.cpp SCHEMAS)
-  target_include_directories(fgkernels_emulated PRIVATE csrc)
   target_link_libraries(fgkernels_emulated PRIVATE fgk_cuda_kernels_emulated)
   install(TARGETS fgkernels_emulated LIBRARY DESTINATION . COMPONENT development)
 endif()
+
+# For tools/cuda_audit.py. Only its launches are recorded, by the name that C++ gives the emulator's launch.
+add_executable(launch_shapes csrc/tests/audit/launch_shapes.cpp)
+target_link_libraries(launch_shapes PRIVATE fgk_cuda_kernels_emulated)
+target_link_options(
+  launch_shapes PRIVATE "-Wl,--wrap=_ZN3fgk9emulation4core6launchEPKcRKNS_3dev6LaunchEPFvPKvES9_")
+set_target_properties(launch_shapes PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)

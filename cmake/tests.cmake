@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-# Each csrc/tests/*.cpp is one program, run once per ISA level; a level the machine lacks counts as skipped. Those with
-# "cuda" in their name execute CUDA kernels in the emulator and run once.
+# Each csrc/tests/*.cpp is one program, run once per ISA level; a level the machine lacks counts as skipped. Those below
+# csrc/tests/cuda_emulation execute CUDA kernels in the emulator, with and without sanitizers.
 enable_testing()
-file(GLOB FGK_HAVE_EMULATION cmake/emulation.cmake)
-file(GLOB FGK_HAVE_CUDA_KERNELS csrc/kernels/cuda/*.cu)
-if(FGK_HAVE_EMULATION AND FGK_HAVE_CUDA_KERNELS)
-  include(cmake/emulated_kernels.cmake)
-endif()
+include(cmake/emulated_kernels.cmake)
+file(GLOB FGK_CUDA_TEST_SOURCES CONFIGURE_DEPENDS csrc/tests/cuda_emulation/test_*.cpp)
+foreach(source ${FGK_CUDA_TEST_SOURCES})
+  get_filename_component(test ${source} NAME_WE)
+  fgk_add_cuda_test(${test} ${source})
+endforeach()
 
 # Tests that walk through the levels themselves run once.
 set(FGK_TESTS_ONCE test_isa test_capi)
@@ -17,14 +18,15 @@ foreach(source ${FGK_TEST_SOURCES})
   if(TARGET ${test})
     continue()
   endif()
+  if(test MATCHES "^test_cuda")
+    fgk_add_emulated_test(${test} ${source})
+    continue()
+  endif()
   add_executable(${test} ${source} $<TARGET_OBJECTS:fgk_capi>)
   target_include_directories(${test} PRIVATE csrc csrc/capi)
   target_link_libraries(${test} PRIVATE fgk_kernels)
   set_target_properties(${test} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
-  if(test MATCHES "cuda" AND TARGET fgk_cuda_kernels_emulated)
-    target_link_libraries(${test} PRIVATE fgk_cuda_kernels_emulated)
-  endif()
-  if(test IN_LIST FGK_TESTS_ONCE OR test MATCHES "cuda")
+  if(test IN_LIST FGK_TESTS_ONCE)
     add_test(NAME ${test} COMMAND ${test})
     continue()
   endif()
