@@ -1,36 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which back end serves a call: "cpu" (the compiled library), "cuda", "triton" or "reference" (plain PyTorch).
+"""Which back end serves a call.
 
-The choice depends on the device of the tensors, the environment variable FGKERNELS_BACKEND and the context manager
-`backend`; it is plain Python state, so torch.compile decides at trace time and guards on it.
+    cpu            the compiled library's CPU kernels
+    cuda           the compiled CUDA kernels
+    triton         Triton kernels: CUDA, ROCm and XPU tensors, and CPU tensors in Triton's interpreter
+    cuda-emulated  the CUDA kernels run on CPU tensors by the emulator of the tests (development builds)
+    reference      plain PyTorch, on any device
+
+The device of the tensors decides, unless the environment variable FGKERNELS_BACKEND or the context manager `backend`
+does. All but the reference are kernels of the same operators, between which torch's dispatcher chooses when an operator
+runs: one that is no device's default stands in for the default kernels while it is chosen. Whether a call becomes an
+operator or the reference's formula is decided here, in Python, so torch.compile decides it while tracing; it guards on
+the names below and traces again when they change.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from .ops import _library
+from .ops import _kernels, _library
 
-NAMES = ("cpu", "cuda", "triton", "reference")
+NAMES = ("cpu", "cuda", "cuda-emulated", "triton", "reference")
 VARIABLE = "FGKERNELS_BACKEND"
 
-#: Back ends tried per device type, best first; a device that isn't listed gets the reference.
+#: Device types that each back end can serve; the reference serves any.
+_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "cuda-emulated": ("cpu",), "triton": ("cpu", "cuda", "xpu")}
+
+#: Back ends tried per device type, best first; a device that isn't listed gets the reference. ROCm's is called cuda.
 _PREFERENCE = {
     "cpu": ("cpu", "reference"),
-    "cuda": ("cuda", "triton", "reference"),
+    "cuda": ("triton", "reference") if torch.version.hip else ("cuda", "triton", "reference"),
     "xpu": ("triton", "reference"),
 }
 
-#: Operator -> back ends that have a kernel for it, besides the reference.
-_KERNELS: dict[str, tuple[str, ...]] = {}
+_LOCK = threading.RLock()
 
-_forced: str | None = os.environ.get(VARIABLE) or None
+#: The name that the environment chooses, and the context managers that are entered, the innermost last.
+_environment: str | None = os.environ.get(VARIABLE) or None
+_entered: list[backend] = []
 
-#: True when CPU tensors go to the compiled library: the one flag that public functions read on their fast path.
-native_cpu: bool = _library.LOADED and _forced in (None, "cpu")
+#: The name that is chosen, whether or not it can serve anything; None: each device's preference.
+_forced: str | None = _environment
+
+#: The back end whose kernels serve CPU tensors; None: the reference, or not known before the first call. All that the
+#: public functions read on their fast path.
+native_cpu: str | None = "cpu" if _library.LOADED and _forced in (None, "cpu") else None
+
+#: Device type -> back end, as far as calls have asked for it.
+_served: dict[str, str] = {}
+
+#: Kernels that stand in for the default ones at this moment, and of which back end.
+_stand_in: _kernels.StandIn | None = None
+_stand_in_name: str | None = None
+
+
+class Family(NamedTuple):
+    """The public functions of an op family and its operators, forward and backward; each back end has all of them."""
+
+    functions: tuple[str, ...]
+    operators: tuple[str, ...]
+
+
+_families: dict[str, Family] = {}
 
 
 class Row(NamedTuple):
@@ -38,25 +75,36 @@ class Row(NamedTuple):
 
     op: str
     device: str
-    backend: str
-    refused: dict[str, str]  # back end that would come first -> why it doesn't serve
+    backend: str  # "none" where a chosen back end cannot serve this device
+    on_request: tuple[str, ...]  # back ends that `backend` could choose instead
+    refused: dict[str, str]  # back end for this device -> why it cannot serve here
 
 
-def declare(op: str, *backends: str) -> None:
-    """Says which back ends have a kernel for `op`."""
-    _KERNELS[op] = backends
+def declare(family: str, functions: Sequence[str], operators: Sequence[str]) -> None:
+    """Makes a family known, named as its modules (``fgkernels.triton.<family>``)."""
+    _families[family] = Family(tuple(functions), tuple(operators))
+    _kernels.register_defaults(family, operators)
+    if _stand_in is not None:
+        _stand_in.add(family, operators)
 
 
 class backend:
     """Context manager that makes every call of this process use one back end: ``with fgkernels.backend("reference"):``.
 
     Args:
-        name: "cpu", "cuda", "triton" or "reference". It overrides FGKERNELS_BACKEND.
+        name: "cpu", "cuda", "cuda-emulated", "triton" or "reference". It overrides FGKERNELS_BACKEND. Of nested ones
+            the innermost counts; of those entered by several threads the latest that is still entered.
 
     Raises:
         ValueError: if the name is unknown.
         RuntimeError: if this installation cannot use the back end at all (the text says why); also at a call whose
-            tensors live on a device that the back end doesn't serve.
+            tensors live on a device that the back end doesn't serve. Inside a function that torch.compile or
+            torch.export traces only "reference" can be entered: operators find their kernel when they run, by when
+            the context is left.
+
+    The choice holds for the whole process, and for a backward pass by the time at which it runs. "reference" speaks to
+    the functions of this package: operators of a program that already holds them (exported, or calling torch.ops) keep
+    running on kernels.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,15 +113,32 @@ class backend:
         if reason is not None:
             raise RuntimeError(f'backend("{name}"): {reason}')
         self.name = name
-        self._previous: str | None = None
+        self._before: tuple[str | None, str | None] = (None, None)
 
     def __enter__(self) -> backend:
-        self._previous = _forced
-        _force(self.name)
+        global _forced, native_cpu
+        if torch.compiler.is_compiling():
+            if self.name != "reference" and _standing_in(self.name) != _stand_in_name:
+                raise RuntimeError(
+                    f'backend("{self.name}") inside a traced function has no effect when its operators run: '
+                    "enter it around the call of the compiled function"
+                )
+            self._before = _forced, native_cpu
+            _forced, native_cpu = self.name, None
+        else:
+            with _LOCK:
+                _entered.append(self)
+                _update()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _force(self._previous)
+        global _forced, native_cpu
+        if torch.compiler.is_compiling():
+            _forced, native_cpu = self._before
+        else:
+            with _LOCK:
+                del _entered[len(_entered) - 1 - _entered[::-1].index(self)]
+                _update()
 
 
 def forced() -> bool:
@@ -81,47 +146,90 @@ def forced() -> bool:
     return _forced is not None
 
 
-def resolve(op: str, device_type: str) -> str:
-    """The back end that serves `op` on this device type; a forced one that cannot is an error, never a fallback."""
+def has_kernels(function: str, left: Tensor, right: Tensor) -> bool:
+    """Whether a call is for the operators (True) or for the reference, which also names a mismatch of devices.
+
+    Raises:
+        ValueError, RuntimeError: if FGKERNELS_BACKEND is unknown, or the chosen back end cannot serve the tensors.
+    """
+    global native_cpu
+    device_type = left.device.type
+    if torch.compiler.is_compiling():
+        served = resolve(function, device_type)
+    else:
+        served = _served.get(device_type)
+        if served is None:
+            served = _served[device_type] = resolve(function, device_type)
+            if device_type == "cpu" and served != "reference":
+                native_cpu = served
+    return served != "reference" and left.device == right.device
+
+
+def resolve(function: str, device_type: str) -> str:
+    """The back end that serves `function` on this device type; a chosen one that cannot is an error, not a fallback."""
     if _forced is not None:
         _check_name(_forced, VARIABLE)
-        reason = _refusal(_forced, op, device_type)
+        reason = _refusal(_forced, device_type)
         if reason is not None:
-            raise RuntimeError(f'{op}: back end "{_forced}" was asked for, but {reason}')
+            raise RuntimeError(f'{function}: back end "{_forced}" was asked for, but {reason}')
         return _forced
     for name in _PREFERENCE.get(device_type, ("reference",)):
-        if _refusal(name, op, device_type) is None:
+        if _refusal(name, device_type) is None:
             return name
     return "reference"
 
 
 def describe() -> list[Row]:
-    """Per operator and device type: the back end that serves it and why the ones before it were refused."""
+    """Per function and device type: the back end that serves it, the others that could, and why the rest cannot."""
     devices = ["cpu", "cuda"]
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is not None and accelerator.type not in devices:
         devices.append(accelerator.type)
-    rows = []
-    for op in _KERNELS:
-        for device in devices:
-            refused: dict[str, str] = {}
-            try:
-                served = resolve(op, device)
-            except (RuntimeError, ValueError) as error:
-                rows.append(Row(op, device, "none", {_forced or "": str(error)}))
-                continue
-            for name in _PREFERENCE.get(device, ("reference",)):
-                if name == served:
-                    break
-                refused[name] = _refusal(name, op, device) or f'"{served}" was asked for'
-            rows.append(Row(op, device, served, refused))
-    return rows
+    functions = [function for family in _families.values() for function in family.functions]
+    return [_row(function, device) for function in functions for device in devices]
 
 
-def _force(name: str | None) -> None:
+def _row(function: str, device: str) -> Row:
+    error = None
+    try:
+        served = resolve(function, device)
+    except (RuntimeError, ValueError) as raised:
+        served, error = "none", str(raised)
+    candidates = [name for name in NAMES if device in _DEVICES.get(name, (device,)) and name != served]
+    refused = {name: reason for name in candidates if (reason := _refusal(name, device)) is not None}
+    on_request = tuple(name for name in candidates if name not in refused)
+    if error is not None:
+        refused.setdefault(str(_forced), error)
+    return Row(function, device, served, on_request, refused)
+
+
+def _update() -> None:
+    """Puts the innermost context manager's choice, or the environment's, in force."""
     global _forced, native_cpu
-    _forced = name
-    native_cpu = _library.LOADED and name in (None, "cpu")
+    _forced = _entered[-1].name if _entered else _environment
+    _put_in_place(_forced)
+    native_cpu = "cpu" if _library.LOADED and _forced in (None, "cpu") else None
+    if _entered and _standing_in(_forced) and _refusal(_forced, "cpu") is None:
+        native_cpu = _forced
+    _served.clear()
+
+
+def _standing_in(name: str | None) -> str | None:
+    """The back end whose kernels must stand in for the default ones while `name` is chosen."""
+    return name if name in _kernels.STAND_INS else None
+
+
+def _put_in_place(name: str | None) -> None:
+    """Has the dispatcher call the kernels of this back end; the reference has none and leaves things as they are."""
+    global _stand_in, _stand_in_name
+    wanted = _standing_in(name)
+    if name == "reference" or wanted == _stand_in_name:
+        return
+    if _stand_in is not None:
+        _stand_in.remove()
+    operators = {family: members.operators for family, members in _families.items()}
+    _stand_in = None if wanted is None else _kernels.StandIn(wanted, operators)
+    _stand_in_name = wanted
 
 
 def _check_name(name: str, where: str) -> None:
@@ -129,18 +237,28 @@ def _check_name(name: str, where: str) -> None:
         raise ValueError(f"{where}: expected one of {', '.join(NAMES)}, got {name!r}")
 
 
-def _refusal(name: str, op: str | None = None, device_type: str | None = None) -> str | None:
-    """Why a back end cannot serve (an operator on a device type), None if it can."""
+def _refusal(name: str, device_type: str | None = None) -> str | None:
+    """Why a back end cannot serve a device type (None: any at all), None if it can."""
     if name == "reference":
         return None
-    if name == "cpu" and not _library.LOADED:
+    devices = _DEVICES[name]
+    if device_type is not None and device_type not in devices:
+        return f"it serves {' and '.join(devices)} tensors only, and these are on {device_type}"
+    if _library.ERROR is not None:  # without operators there is nothing that kernels could serve
         return _library.ERROR
     if name == "cuda":
-        return "this build has no CUDA library"
+        return _library.CUDA_ERROR
+    if name == "cuda-emulated":
+        return _kernels.emulated_refusal()
     if name == "triton":
-        return "this version has no Triton kernels"
-    if device_type is not None and device_type != name:
-        return f"it serves {name} tensors only, and these are on {device_type}"
-    if op is not None and name not in _KERNELS.get(op, ()):
-        return f"it has no kernel for {op}"
+        return _triton_refusal(device_type)
     return None
+
+
+def _triton_refusal(device_type: str | None) -> str | None:
+    if device_type == "cuda" and not (torch.version.cuda or torch.version.hip):
+        return f"torch {torch.__version__} is built without CUDA"
+    return _kernels.triton_refusal(device_type)
+
+
+_put_in_place(_forced)

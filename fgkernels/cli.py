@@ -85,13 +85,18 @@ def _facts() -> Iterable[tuple[str, list[tuple[str, str]]]]:
         ],
     )
     yield "library", _library_facts(_library.PATH, _library.ERROR)
+    yield "CUDA library", _library_facts(_library.CUDA_PATH, _library.CUDA_ERROR)
     yield "processor", _processor_facts()
+    rows = _backend.describe()
     yield (
-        "operators: device, back end that serves it, and why an earlier choice does not",
-        [
-            (row.op, f"{row.device:<6} {row.backend:<10}" + "; ".join(f"{k}: {v}" for k, v in row.refused.items()))
-            for row in _backend.describe()
-        ],
+        "operators: device, back end that serves it, and those that fgkernels.backend could choose instead",
+        [(row.op, f"{row.device:<6} {row.backend:<14} {', '.join(row.on_request) or '-'}") for row in rows],
+    )
+    # The reasons hardly differ between operators: each is printed once.
+    refusals = {(row.device, name, reason) for row in rows for name, reason in row.refused.items()}
+    yield (
+        "back ends that cannot serve a device here, and why",
+        [(device, f"{name:<14} {reason}") for device, name, reason in sorted(refusals)],
     )
 
 

@@ -95,7 +95,7 @@ def no_double_backward(function: str, *names: str) -> None:
 
 
 def autocast(*names: str, cast: Sequence[int]) -> None:
-    """In a CPU or CUDA autocast region the tensors at positions `cast` take the region's dtype, as matmul's would.
+    """In a CPU, CUDA or XPU autocast region the tensors at positions `cast` take the region's dtype, as matmul's would.
 
     float64 and integer tensors stay as they are, and so does every other argument. (torch.library.register_autocast
     would cast all tensors, and to one dtype fixed beforehand.)
@@ -103,7 +103,7 @@ def autocast(*names: str, cast: Sequence[int]) -> None:
     if _LIBRARY is None:
         return
     for name in names:
-        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"), ("xpu", "AutocastXPU")):
             _LIBRARY.impl(name, _autocast_kernel(_library.op(name), device_type, key, cast), key)
 
 

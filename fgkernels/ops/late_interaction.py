@@ -30,8 +30,15 @@ _maxsim_varlen_fwd = _library.op("maxsim_varlen_fwd")
 _late_interaction = _library.op("late_interaction")
 _late_interaction_fwd = _library.op("late_interaction_fwd")
 
-for _name in ("maxsim", "late_interaction", "maxsim_varlen"):
-    _backend.declare(_name, "cpu")
+_backend.declare(
+    "late_interaction",
+    functions=("maxsim", "late_interaction", "maxsim_varlen"),
+    operators=(
+        "maxsim", "maxsim_fwd", "maxsim_backward_queries", "maxsim_backward_documents",
+        "maxsim_varlen", "maxsim_varlen_fwd", "maxsim_varlen_backward_queries", "maxsim_varlen_backward_documents",
+        "late_interaction", "late_interaction_fwd", "late_interaction_backward_a", "late_interaction_backward_b",
+    ),
+)  # fmt: skip
 
 
 def maxsim(
@@ -80,10 +87,12 @@ def maxsim(
     if reduction not in ("sum", "mean") or padding not in ("exclude", "zero"):
         _raise_bad_option(reduction, padding)
     if not (
-        _backend.native_cpu
-        and isinstance(queries, Tensor)
+        isinstance(queries, Tensor)
         and isinstance(documents, Tensor)
-        and queries.is_cpu
+        and (
+            (_backend.native_cpu and queries.is_cpu and documents.is_cpu)
+            or _backend.has_kernels("maxsim", queries, documents)
+        )
         and forward_ad._current_level < 0
     ):
         return _reference_call(
@@ -138,10 +147,9 @@ def late_interaction(
     if reduction not in ("sum", "mean") or padding not in ("exclude", "zero"):
         _raise_bad_option(reduction, padding)
     if not (
-        _backend.native_cpu
-        and isinstance(a, Tensor)
+        isinstance(a, Tensor)
         and isinstance(b, Tensor)
-        and a.is_cpu
+        and ((_backend.native_cpu and a.is_cpu and b.is_cpu) or _backend.has_kernels("late_interaction", a, b))
         and forward_ad._current_level < 0
     ):
         return _reference_call(
@@ -206,7 +214,13 @@ def maxsim_varlen(
         documents, document_offsets = _packed("document", documents, document_offsets)
     elif document_offsets is None:
         raise ValueError("document_offsets: expected (Nd + 1,) with packed documents (Td, D), got None")
-    if not (_backend.native_cpu and queries.is_cpu and forward_ad._current_level < 0):
+    if not (
+        (
+            (_backend.native_cpu and queries.is_cpu and documents.is_cpu)
+            or _backend.has_kernels("maxsim_varlen", queries, documents)
+        )
+        and forward_ad._current_level < 0
+    ):
         return _reference_call(
             reference.maxsim_varlen, (queries, documents, query_offsets, document_offsets),
             reduction=reduction, paired=paired, document_scales=document_scales, return_alignment=return_alignment,
@@ -269,9 +283,9 @@ def _packed(side: str, tokens: Tensor, offsets: Tensor | None) -> tuple[Tensor, 
 
 
 def _reference_call(function: Callable, tensors: tuple[Any, ...], **options: Any) -> Any:
-    """The call on the reference back end; an error where another back end was forced."""
-    if isinstance(tensors[0], Tensor):
+    """The call on the reference back end; an error where a back end without forward-mode derivatives was chosen."""
+    if forward_ad._current_level >= 0 and _backend.forced() and isinstance(tensors[0], Tensor):
         served = _backend.resolve(function.__name__, tensors[0].device.type)
-        if served != "reference" and _backend.forced() and forward_ad._current_level >= 0:
+        if served != "reference":
             raise RuntimeError(f'{function.__name__}: back end "{served}" has no forward-mode derivatives')
     return function(*tensors, **options)

@@ -22,6 +22,11 @@ SHAPES = [
 ]
 
 
+def generator(seed: int) -> torch.Generator:
+    """A seeded generator for the device on which fresh tensors live."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
 def names(value: object) -> str:
     """Test ids: float32 instead of torch.float32."""
     return str(value).removeprefix("torch.").replace(", ", "x").strip("()")
@@ -50,6 +55,13 @@ def lay_out(values: Tensor, layout: str) -> Tensor:
     else:
         raise ValueError(layout)
     return view.copy_(values)
+
+
+def to_default_device(value: object) -> object:
+    """Tensors of a module's constants on the device of the implementation under test; the meta device stays."""
+    if isinstance(value, Tensor) and value.device.type == "cpu":
+        return value.to(torch.get_default_device())
+    return value
 
 
 def tokens(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, layout: str = "contiguous") -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""maxsim and late_interaction on every ISA level, dtype, layout and thread count against the float64 reference."""
+"""maxsim and late_interaction on every implementation, dtype, layout and thread count against the float64 reference."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_alignment(alignment, queries, documents, query_mask, document_mask, me
 
 @pytest.mark.parametrize("shape", SHAPES, ids=names)
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_all_pairs(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_all_pairs(implementation, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     query_count, query_length, document_count, document_length, dim = shape
     queries = tokens((query_count, query_length, dim), dtype)
     documents = tokens((document_count, document_length, dim), dtype)
@@ -73,7 +73,7 @@ def test_all_pairs(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("dim", [257, 1024, 4096])
-def test_long_depth_keeps_its_digits(isa: str, dim: int) -> None:
+def test_long_depth_keeps_its_digits(implementation, dim: int) -> None:
     """One long chain of float32 additions would be less exact than torch's blocked matrix product."""
     queries, documents = torch.randn(1, 20, dim), torch.randn(6, 30, dim)
     check_maxsim(queries, documents)
@@ -87,7 +87,7 @@ def test_long_depth_keeps_its_digits(isa: str, dim: int) -> None:
 @pytest.mark.parametrize("zero", [False, True], ids=["exclude", "zero"])
 @pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_masks(isa: str, dtype: torch.dtype, mean: bool, zero: bool) -> None:
+def test_masks(implementation, dtype: torch.dtype, mean: bool, zero: bool) -> None:
     """Holes in the middle, a sample without any valid token and one without any masked token, on both sides."""
     queries, documents = tokens((4, 21, 40), dtype), tokens((5, 37, 40), dtype)
     check_maxsim(queries, documents, masks((4, 21)), masks((5, 37)), mean, zero)
@@ -97,14 +97,14 @@ def test_masks(isa: str, dtype: torch.dtype, mean: bool, zero: bool) -> None:
 
 @pytest.mark.parametrize("zero", [False, True], ids=["exclude", "zero"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_paired_and_rerank(isa: str, dtype: torch.dtype, zero: bool) -> None:
+def test_paired_and_rerank(implementation, dtype: torch.dtype, zero: bool) -> None:
     queries = tokens((4, 9, 24), dtype)
     check_maxsim(queries, tokens((4, 13, 24), dtype), masks((4, 9)), masks((4, 13)), zero=zero, paired=True)
     check_maxsim(queries, tokens((4, 3, 13, 24), dtype), masks((4, 9)), masks((4, 3, 13)), zero=zero, mean=True)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_threads_do_not_change_a_bit(isa: str, dtype: torch.dtype) -> None:
+def test_threads_do_not_change_a_bit(cpu_implementation, dtype: torch.dtype) -> None:
     queries, documents = tokens((7, 45, 33), dtype), tokens((9, 70, 33), dtype)
     query_mask, document_mask = masks((7, 45)), masks((9, 70))
     results = []
@@ -122,7 +122,7 @@ def test_threads_do_not_change_a_bit(isa: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_layouts(isa: str, threads: int, dtype: torch.dtype, layout: str) -> None:
+def test_layouts(implementation, threads: int, dtype: torch.dtype, layout: str) -> None:
     queries, documents = tokens((3, 10, 18), dtype, layout), tokens((4, 12, 18), dtype, layout)
     query_mask, document_mask = masks((3, 20))[:, ::2], masks((4, 24))[:, ::2]
     check_maxsim(queries, documents)
@@ -132,7 +132,7 @@ def test_layouts(isa: str, threads: int, dtype: torch.dtype, layout: str) -> Non
     check_late_interaction(queries, documents, query_mask, document_mask)
 
 
-def test_masks_with_any_strides(isa: str) -> None:
+def test_masks_with_any_strides(implementation) -> None:
     queries, documents = tokens((4, 6, 8)), tokens((5, 9, 8))
     expanded = masks((1, 9)).expand(5, 9)
     transposed = masks((6, 4)).T
@@ -142,7 +142,7 @@ def test_masks_with_any_strides(isa: str) -> None:
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5, 6), (2, 0, 4, 5, 6), (2, 3, 0, 5, 6), (2, 3, 4, 0, 6), (2, 3, 4, 5, 0)])
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_zero_sizes(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_zero_sizes(implementation, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Every size may be 0. Without document tokens or channels the scores are 0."""
     query_count, query_length, document_count, document_length, dim = shape
     queries = tokens((query_count, query_length, dim), dtype)
@@ -162,7 +162,7 @@ def test_zero_sizes(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Non
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_ties_go_to_the_lowest_index(isa: str, threads: int, dtype: torch.dtype) -> None:
+def test_ties_go_to_the_lowest_index(implementation, threads: int, dtype: torch.dtype) -> None:
     """Small integers are exact in every dtype, so the alignment has to be the reference's in every place."""
     for shape in ((3, 17, 4, 75, 5), (2, 40, 3, 33, 2)):
         query_count, query_length, document_count, document_length, dim = shape
@@ -178,7 +178,7 @@ def test_ties_go_to_the_lowest_index(isa: str, threads: int, dtype: torch.dtype)
                     torch.testing.assert_close(ours, theirs)
 
 
-def test_documents_longer_than_int16(isa: str) -> None:
+def test_documents_longer_than_int16(implementation) -> None:
     """32767 tokens are numbered in 16 bits, more in 32, and both as int64 to the caller."""
     queries = torch.ones(1, 2, 1)
     for length in (32767, 32768, 70000):
@@ -205,7 +205,7 @@ def check_late_interaction(a, b, a_mask=None, b_mask=None, mean=True, zero=False
 
 @pytest.mark.parametrize("shape", SHAPES, ids=names)
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_late_interaction(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_late_interaction(implementation, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     a_count, n, b_count, m, dim = shape
     check_late_interaction(tokens((a_count, n, dim), dtype), tokens((b_count, m, dim), dtype))
 
@@ -213,7 +213,7 @@ def test_late_interaction(isa: str, dtype: torch.dtype, shape: tuple[int, ...]) 
 @pytest.mark.parametrize("zero", [False, True], ids=["exclude", "zero"])
 @pytest.mark.parametrize("mean", [False, True], ids=["sum", "mean"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_late_interaction_masks(isa: str, threads: int, dtype: torch.dtype, mean: bool, zero: bool) -> None:
+def test_late_interaction_masks(implementation, threads: int, dtype: torch.dtype, mean: bool, zero: bool) -> None:
     a, b = tokens((4, 33, 20), dtype), tokens((5, 18, 20), dtype)
     check_late_interaction(a, b, masks((4, 33)), masks((5, 18)), mean, zero)
     check_late_interaction(a, b, None, masks((5, 18)), mean, zero)
@@ -221,7 +221,7 @@ def test_late_interaction_masks(isa: str, threads: int, dtype: torch.dtype, mean
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_both_directions_agree_with_maxsim(isa: str, dtype: torch.dtype) -> None:
+def test_both_directions_agree_with_maxsim(implementation, dtype: torch.dtype) -> None:
     a, b = tokens((3, 21, 16), dtype), tokens((4, 11, 16), dtype)
     ab, ba = fgkernels.late_interaction(a, b, reduction="sum")
     eps = 1e-12 if dtype == torch.float64 else 1e-4

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +18,7 @@ import fgkernels
 from fgkernels.ops import _library
 from fgkernels.reference import late_interaction as reference
 
-from .cases import FLOATS, LAYOUTS, lay_out
+from .cases import FLOATS, LAYOUTS, generator, lay_out
 
 pytestmark = pytest.mark.compiled
 
@@ -26,10 +29,10 @@ SPECIAL = [math.nan, math.inf, -math.inf]
 
 def values(seed: int, shape: tuple[int, ...], dtype: torch.dtype, special: float | None = None) -> Tensor:
     """Small integers, exact in every dtype, a few of them replaced by `special`."""
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(-2, 3, shape, generator=generator).to(dtype)
+    source = generator(seed)
+    tokens = torch.randint(-2, 3, shape, generator=source).to(dtype)
     if special is not None and tokens.numel():
-        tokens.view(-1)[torch.randint(tokens.numel(), (2,), generator=generator)] = special
+        tokens.view(-1)[torch.randint(tokens.numel(), (2,), generator=source)] = special
     return tokens
 
 
@@ -45,39 +48,45 @@ def token_tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -
 def masks(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor | None:
     if draw(st.booleans()):
         return None
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    return torch.rand(shape, generator=generator) < draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+    source = generator(draw(st.integers(0, 2**16)))
+    return torch.rand(shape, generator=source) < draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
 
 
-@st.composite
-def environments(draw: st.DrawFn) -> tuple[int, str | None]:
-    try:
-        from fgkernels import _native
-    except ImportError:
-        return draw(st.integers(1, 2)), None
-    return draw(st.integers(1, 2)), draw(st.sampled_from(_native.supported_isas()))
+def drawn(strategy: st.SearchStrategy) -> Callable:
+    """Decorator: a test of every implementation with hypothesis' examples of `strategy`.
+
+    Simulated GPU kernels get a tenth of the examples, since one takes them as long as a hundred of the CPU's.
+    """
+
+    def decorate(check: Callable) -> Callable:
+        def test(implementation) -> None:
+            examples = hypothesis.settings.default.max_examples
+            if implementation.simulated:
+                examples = max(examples // 10, 5)
+
+            def example(value: Any) -> None:
+                check(implementation, value)
+
+            example.__qualname__ = f"{check.__qualname__}[{implementation.name}]"
+            hypothesis.settings(max_examples=examples)(given(strategy)(example))()
+
+        test.__name__, test.__doc__ = check.__name__, check.__doc__
+        return test
+
+    return decorate
 
 
-class environment:
-    """Thread count and ISA level of one example."""
+class threads:
+    """Thread count of one example; GPU kernels have none."""
 
-    def __init__(self, drawn: tuple[int, str | None]) -> None:
-        self.threads, self.isa = drawn
+    def __init__(self, data: st.DataObject, implementation) -> None:
+        self.count = data.draw(st.integers(1, 2)) if implementation.is_cpu_build else 1
 
     def __enter__(self) -> None:
-        torch.set_num_threads(self.threads)
-        if self.isa is not None:
-            from fgkernels import _native
-
-            self.before = _native.isa()
-            _native.set_isa(self.isa)
+        torch.set_num_threads(self.count)
 
     def __exit__(self, *exception: object) -> None:
         torch.set_num_threads(1)
-        if self.isa is not None:
-            from fgkernels import _native
-
-            _native.set_isa(self.before)
 
 
 def assert_same(function: str, arguments: tuple, options: dict) -> None:
@@ -102,8 +111,8 @@ def assert_same(function: str, arguments: tuple, options: dict) -> None:
         torch.testing.assert_close(value, expected, rtol=0, atol=eps * size)
 
 
-@given(st.data())
-def test_maxsim(data: st.DataObject) -> None:
+@drawn(st.data())
+def test_maxsim(implementation, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(FLOATS))
     form = data.draw(st.sampled_from(["all_pairs", "paired", "rerank"]))
     query_count, query_length, document_count, document_length = (data.draw(SIZES) for _ in range(4))
@@ -124,12 +133,12 @@ def test_maxsim(data: st.DataObject) -> None:
         documents = documents.nan_to_num(0, 0, 0).to(torch.int8)
         options["document_scales"] = values(3, shape, torch.float32).abs() / 2
     query_mask, document_mask = data.draw(masks((query_count, query_length))), data.draw(masks(shape))
-    with environment(data.draw(environments())):
+    with threads(data, implementation):
         assert_same("maxsim", (queries, documents, query_mask, document_mask), options)
 
 
-@given(st.data())
-def test_late_interaction(data: st.DataObject) -> None:
+@drawn(st.data())
+def test_late_interaction(implementation, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(FLOATS))
     a_count, n, b_count, m = (data.draw(SIZES) for _ in range(4))
     dim = data.draw(CHANNELS)
@@ -138,7 +147,7 @@ def test_late_interaction(data: st.DataObject) -> None:
         "reduction": data.draw(st.sampled_from(["sum", "mean"])),
         "padding": data.draw(st.sampled_from(["exclude", "zero"])),
     }
-    with environment(data.draw(environments())):
+    with threads(data, implementation):
         assert_same("late_interaction", (a, b, data.draw(masks((a_count, n))), data.draw(masks((b_count, m)))), options)
 
 
@@ -146,8 +155,8 @@ def offsets(lengths: list[int], dtype: torch.dtype) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).to(dtype)
 
 
-@given(st.data())
-def test_varlen(data: st.DataObject) -> None:
+@drawn(st.data())
+def test_varlen(implementation, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(FLOATS))
     query_lengths = data.draw(st.lists(SIZES, max_size=5))
     document_lengths = data.draw(st.lists(SIZES, max_size=5))
@@ -165,7 +174,7 @@ def test_varlen(data: st.DataObject) -> None:
     places = (offsets(lengths, data.draw(st.sampled_from([torch.int32, torch.int64])))
               for lengths in (query_lengths, document_lengths))  # fmt: skip
     options = {"reduction": data.draw(st.sampled_from(["sum", "mean"])), "paired": paired}
-    with environment(data.draw(environments())):
+    with threads(data, implementation):
         assert_same("maxsim_varlen", (*packed, *places), options)
 
 
@@ -179,11 +188,11 @@ def anything(draw: st.DrawFn) -> Tensor | None:
         return None
     shape = draw(st.lists(st.sampled_from([0, 1, 2, 3, 5]), max_size=5))
     tensor = torch.zeros(shape, dtype=draw(ANY_DTYPE))
-    return tensor.to("meta") if draw(st.integers(0, 9)) == 0 else tensor
+    return tensor.to(draw(st.sampled_from(["meta", "cpu"]))) if draw(st.integers(0, 9)) == 0 else tensor
 
 
-@given(st.data())
-def test_anything_returns_or_raises(data: st.DataObject) -> None:
+@drawn(st.data())
+def test_anything_returns_or_raises(implementation, data: st.DataObject) -> None:
     """Arbitrary tensors in every place of every operator: an exception is fine, a crash is not."""
     name = data.draw(
         st.sampled_from(
@@ -206,8 +215,8 @@ def test_anything_returns_or_raises(data: st.DataObject) -> None:
         pass
 
 
-@given(st.data())
-def test_almost_right_raises(data: st.DataObject) -> None:
+@drawn(st.data())
+def test_almost_right_raises(implementation, data: st.DataObject) -> None:
     """One thing wrong in an otherwise legal call is found every time."""
     queries, documents = torch.zeros(2, 3, 4), torch.zeros(5, 6, 4)
     query_mask, document_mask = torch.ones(2, 3).bool(), torch.ones(5, 6).bool()
@@ -224,26 +233,34 @@ def test_almost_right_raises(data: st.DataObject) -> None:
     )  # fmt: skip
     arguments[place] = wrong
     name = data.draw(st.sampled_from(["maxsim", "late_interaction"]))
-    back_end = data.draw(st.sampled_from(["cpu", "reference"]))
+    back_end = data.draw(st.sampled_from([implementation.backend, "reference"]))
     with pytest.raises((RuntimeError, ValueError, TypeError)), fgkernels.backend(back_end):
         getattr(fgkernels, name)(*arguments)
 
 
-@given(
-    st.lists(st.integers(-3, 12), max_size=6),
-    st.sampled_from(["query", "document"]),
-    st.sampled_from([torch.int32, torch.int64]),
+@drawn(
+    st.tuples(
+        st.lists(st.integers(-3, 12), max_size=6),
+        st.sampled_from(["query", "document"]),
+        st.sampled_from([torch.int32, torch.int64]),
+    )
 )
-def test_any_offsets(numbers: list[int], side: str, dtype: torch.dtype) -> None:
-    """Offsets are accepted exactly when they start at 0, never fall and end at the token count."""
+def test_any_offsets(implementation, example: tuple[list[int], str, torch.dtype]) -> None:
+    """Offsets are accepted exactly when they start at 0, never fall and end at the token count.
+
+    On the GPU nobody reads them on the host: there bad ones give NaN.
+    """
+    numbers, side, dtype = example
     tokens, good = torch.ones(8, 3), torch.tensor([0, 8])
     given_offsets = torch.tensor(numbers, dtype=dtype)
     legal = bool(numbers) and numbers[0] == 0 and numbers[-1] == 8 and numbers == sorted(numbers)
     arguments = (tokens, tokens, given_offsets, good) if side == "query" else (tokens, tokens, good, given_offsets)
-    for name in ("cpu", "reference"):
+    for name in (implementation.backend, "reference"):
         with fgkernels.backend(name):
             if legal:
                 assert fgkernels.maxsim_varlen(*arguments).isfinite().all()
+            elif numbers and implementation.device == "cuda" and name != "reference":
+                assert fgkernels.maxsim_varlen(*arguments).isnan().all()
             else:
                 with pytest.raises((RuntimeError, ValueError), match=f"{side}_offsets"):
                     fgkernels.maxsim_varlen(*arguments)

@@ -47,7 +47,7 @@ def test_quantize_edges() -> None:
 @pytest.mark.parametrize("form", ["all_pairs", "masked", "zero", "paired", "rerank"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
 @pytest.mark.parametrize("dim", [1, 3, 4, 31, 64, 128])
-def test_equals_dequantised(isa: str, dim: int, dtype: torch.dtype, form: str) -> None:
+def test_equals_dequantised(implementation, dim: int, dtype: torch.dtype, form: str) -> None:
     queries = tokens((3, 21, dim), dtype)
     shape = (3, 2, 40, dim) if form == "rerank" else (3, 40, dim)
     values, scales = fgkernels.quantize_documents(tokens(shape))
@@ -71,7 +71,7 @@ def test_equals_dequantised(isa: str, dim: int, dtype: torch.dtype, form: str) -
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("extreme", ["equal", "near_ties", "large_scales", "tiny_scales", "mixed_scales", "minus_128"])
-def test_screening_never_loses_the_winner(isa: str, threads: int, extreme: str) -> None:
+def test_screening_never_loses_the_winner(implementation, threads: int, extreme: str) -> None:
     """Where a coarse integer screen is tempted to drop the best token: the alignment is float32's or as good."""
     dim, length = 96, 300
     queries = tokens((2, 19, dim))
@@ -105,7 +105,7 @@ def test_screening_never_loses_the_winner(isa: str, threads: int, extreme: str) 
 
 
 @pytest.mark.compiled
-def test_threads_do_not_change_a_bit(isa: str) -> None:
+def test_threads_do_not_change_a_bit(cpu_implementation) -> None:
     queries = tokens((5, 45, 64))
     values, scales = fgkernels.quantize_documents(tokens((9, 170, 64)))
     runs = []
@@ -117,7 +117,7 @@ def test_threads_do_not_change_a_bit(isa: str) -> None:
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(isa: str, layout: str) -> None:
+def test_layouts(implementation, layout: str) -> None:
     values, scales = fgkernels.quantize_documents(tokens((4, 12, 18)))
     values = lay_out(values, layout)
     scales = lay_out(scales.unsqueeze(0), layout).squeeze(0)
@@ -126,7 +126,7 @@ def test_layouts(isa: str, layout: str) -> None:
     torch.testing.assert_close(fgkernels.maxsim(queries, values, document_scales=scales), truth, rtol=1e-5, atol=1e-5)
 
 
-def test_varlen(backend: str) -> None:
+def test_varlen(served) -> None:
     values, scales = fgkernels.quantize_documents(tokens((30, 18)))
     queries = tokens((9, 18))
     places = torch.tensor([0, 4, 4, 9]), torch.tensor([0, 11, 30, 30])
@@ -137,7 +137,7 @@ def test_varlen(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
 @pytest.mark.parametrize("form", ["all_pairs", "paired", "rerank", "varlen"])
-def test_gradient_of_queries(backend: str, form: str, dtype: torch.dtype) -> None:
+def test_gradient_of_queries(served, form: str, dtype: torch.dtype) -> None:
     """The queries' gradient is that of dequantised documents; the documents get none."""
     queries = tokens((3, 5, 8), dtype).requires_grad_()
     values, scales = fgkernels.quantize_documents(tokens((3, 2, 6, 8) if form == "rerank" else (3, 6, 8)))
@@ -160,7 +160,7 @@ def test_gradient_of_queries(backend: str, form: str, dtype: torch.dtype) -> Non
     assert (gradient.double() - expected).abs().max() <= 4 * torch.finfo(dtype).eps * expected.abs().max() + 1e-6
 
 
-def test_no_gradient_for_documents_and_scales(backend: str) -> None:
+def test_no_gradient_for_documents_and_scales(served) -> None:
     values, scales = fgkernels.quantize_documents(tokens((3, 6, 8)))
     queries = tokens((2, 5, 8))
     with pytest.raises(ValueError, match="document_scales: gradients are not supported"):
@@ -170,7 +170,7 @@ def test_no_gradient_for_documents_and_scales(backend: str) -> None:
 
 
 @pytest.mark.compiled
-def test_operator_refuses_gradients_of_scales_and_int8() -> None:
+def test_operator_refuses_gradients_of_scales_and_int8(operators) -> None:
     """Also for callers of torch.ops, who skip the public function."""
     from fgkernels.ops import _library
 

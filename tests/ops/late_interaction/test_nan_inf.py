@@ -23,7 +23,7 @@ def assert_same(ours, truth) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
 @pytest.mark.parametrize("side", ["queries", "documents"])
-def test_one_nan(isa: str, threads: int, side: str, dtype: torch.dtype) -> None:
+def test_one_nan(implementation, threads: int, side: str, dtype: torch.dtype) -> None:
     """Every score that reads the token is NaN, the others are not, and the first NaN is the winner."""
     for sample, token, channel in ((0, 0, 0), (1, 16, 3), (2, 36, 11)):
         queries, documents = grid_tokens((3, 37, 12), dtype), grid_tokens((4, 37, 12), dtype)
@@ -44,7 +44,7 @@ def test_one_nan(isa: str, threads: int, side: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("padding", ["exclude", "zero"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_scattered(isa: str, value: float, dtype: torch.dtype, padding: str) -> None:
+def test_scattered(implementation, value: float, dtype: torch.dtype, padding: str) -> None:
     """Many bad entries, masks and ties: scores and alignment equal the reference's."""
     queries, documents = grid_tokens((4, 19, 7), dtype), grid_tokens((5, 40, 7), dtype)
     queries[torch.rand(queries.shape) < 0.01] = value
@@ -65,7 +65,7 @@ def test_scattered(isa: str, value: float, dtype: torch.dtype, padding: str) -> 
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_every_similarity_minus_infinity(isa: str, dtype: torch.dtype) -> None:
+def test_every_similarity_minus_infinity(implementation, dtype: torch.dtype) -> None:
     """Then the first valid token wins, not a masked one before it."""
     queries, documents = torch.ones(1, 2, 3, dtype=dtype), torch.full((1, 4, 3), -math.inf, dtype=dtype)
     mask = torch.tensor([[False, False, True, True]])
@@ -80,7 +80,7 @@ def test_every_similarity_minus_infinity(isa: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_masked_tokens_are_not_read(isa: str, dtype: torch.dtype, value: float) -> None:
+def test_masked_tokens_are_not_read(implementation, dtype: torch.dtype, value: float) -> None:
     queries, documents = tokens((4, 9, 8), dtype), tokens((4, 11, 8), dtype)
     query_mask, document_mask = masks((4, 9)), masks((4, 11))
     clean = fgkernels.maxsim(queries, documents, query_mask, document_mask)
@@ -92,7 +92,7 @@ def test_masked_tokens_are_not_read(isa: str, dtype: torch.dtype, value: float) 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["queries", "scales"])
-def test_int8(isa: str, where: str, value: float) -> None:
+def test_int8(implementation, where: str, value: float) -> None:
     queries = tokens((3, 19, 32))
     documents, scales = fgkernels.quantize_documents(tokens((4, 40, 32)))
     (queries[1, 3] if where == "queries" else scales[2])[5] = value
@@ -105,7 +105,7 @@ def test_int8(isa: str, where: str, value: float) -> None:
     assert torch.equal(ours[1][bad_tokens], truth[1][bad_tokens])
 
 
-def test_overflow_to_infinity(isa: str) -> None:
+def test_overflow_to_infinity(implementation) -> None:
     """Products beyond float32 give Inf as in the reference, also from 16-bit inputs."""
     for dtype, size in ((torch.float32, 1e30), (torch.bfloat16, 1e30)):
         queries, documents = torch.full((1, 2, 4), size, dtype=dtype), torch.full((1, 3, 4), size, dtype=dtype)
@@ -113,7 +113,7 @@ def test_overflow_to_infinity(isa: str) -> None:
         assert fgkernels.maxsim(queries, -documents).item() == -math.inf
 
 
-def test_subnormal_products_keep_order(isa: str) -> None:
+def test_subnormal_products_keep_order(implementation) -> None:
     """Similarities far below 1 are still compared (normal float32 results; tokens of any scale)."""
     queries, documents = torch.full((1, 1, 2), 1e-15), torch.full((1, 3, 2), 1e-15)
     documents[0, 1] *= 1.5

@@ -76,7 +76,7 @@ BACKWARD = [
 @pytest.mark.parametrize("dense", [True, False], ids=["contiguous", "noncontiguous"])
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.int8], ids=names)
 @pytest.mark.parametrize("name", FORWARD + BACKWARD)
-def test_opcheck(name: str, dtype: torch.dtype, dense: bool, sizes: str) -> None:
+def test_opcheck(operators, name: str, dtype: torch.dtype, dense: bool, sizes: str) -> None:
     """Schema, fake kernel with strides, autograd registration and AOT dispatch with dynamic shapes."""
     int8 = dtype == torch.int8
     if int8 and (name.startswith("late_interaction") or name.endswith("backward_documents")):
@@ -101,7 +101,7 @@ def test_opcheck(name: str, dtype: torch.dtype, dense: bool, sizes: str) -> None
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", ["maxsim", "late_interaction", "maxsim_varlen"])
-def test_compile_once_for_all_sizes(name: str, masked: bool, requires_grad: bool) -> None:
+def test_compile_once_for_all_sizes(operators, name: str, masked: bool, requires_grad: bool) -> None:
     """One graph without breaks, values and gradients of eager, and no recompilation for a new size."""
     torch._dynamo.reset()
 
@@ -127,7 +127,7 @@ def test_compile_once_for_all_sizes(name: str, masked: bool, requires_grad: bool
             assert all(torch.equal(value, other) for value, other in zip(found, truth, strict=True))
 
 
-def test_compile_with_inductor() -> None:
+def test_compile_with_inductor(operators) -> None:
     torch._dynamo.reset()
     values, scales = fgkernels.quantize_documents(tokens((4, 7, 8)))
 
@@ -138,7 +138,7 @@ def test_compile_with_inductor() -> None:
     torch.testing.assert_close(torch.compile(function, fullgraph=True)(queries), function(queries))
 
 
-def test_backend_is_chosen_at_trace_time() -> None:
+def test_backend_is_chosen_at_trace_time(operators) -> None:
     """The context manager works inside and around a compiled function; leaving it recompiles, nothing goes stale."""
     torch._dynamo.reset()
     graphs = []
@@ -165,7 +165,7 @@ def test_backend_is_chosen_at_trace_time() -> None:
 
 @pytest.mark.parametrize("name", ["maxsim", "late_interaction", "maxsim_varlen"])
 def test_reference_compiles_in_one_graph(name: str) -> None:
-    """It serves other devices, so it must trace as well as the operators do."""
+    """It serves any device, so it must trace as well as the operators do."""
     torch._dynamo.reset()
     compiled = torch.compile(getattr(fgkernels, name), fullgraph=True, dynamic=True, backend="aot_eager")
     with fgkernels.backend("reference"):
@@ -206,7 +206,7 @@ class EveryOperator(nn.Module):
 
 @pytest.mark.parametrize("gradients", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_and_decompose(strict: bool, gradients: bool) -> None:
+def test_export_and_decompose(operators, strict: bool, gradients: bool) -> None:
     """The exported program holds our operators for any size; decomposed, it holds none and gives the same."""
     model = EveryOperator()
     shapes = ({0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}, {0: torch.export.Dim.AUTO})
@@ -225,7 +225,7 @@ def test_export_and_decompose(strict: bool, gradients: bool) -> None:
                 torch.testing.assert_close(value, truth)
 
 
-def test_every_forward_operator_has_a_decomposition() -> None:
+def test_every_forward_operator_has_a_decomposition(operators) -> None:
     table = fgkernels.export.decompositions()
     assert set(table) == {_library.op(name) for name in FORWARD}
     for name in FORWARD:
@@ -244,7 +244,7 @@ def test_every_forward_operator_has_a_decomposition() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=names)
-def test_autocast(backend: str, dtype: torch.dtype) -> None:
+def test_autocast(served, dtype: torch.dtype) -> None:
     """Tokens are cast as matmul's would be, to the region's dtype; scores and gradients stay float32."""
     queries, documents = tokens((3, 5, 8)), tokens((4, 7, 8))
     truth = reference.maxsim(queries.to(dtype), documents.to(dtype))
@@ -255,7 +255,7 @@ def test_autocast(backend: str, dtype: torch.dtype) -> None:
     values, scales = fgkernels.quantize_documents(documents)
     truth_int8 = reference.maxsim(queries.to(dtype), values, document_scales=scales)
     leaf = queries.clone().requires_grad_()
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(served.device, dtype=dtype):
         scores = fgkernels.maxsim(queries, documents)
         scores_int8 = fgkernels.maxsim(queries, values, document_scales=scales)
         both = fgkernels.late_interaction(queries, documents)
@@ -275,16 +275,16 @@ def test_autocast(backend: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(gradient, expected.float(), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
-def test_autocast_of_the_operators() -> None:
+def test_autocast_of_the_operators(operators) -> None:
     """Callers of torch.ops get it too, and so do compiled functions, inside and around."""
     queries, documents = tokens((3, 5, 8)), tokens((4, 7, 8))
     truth = reference.maxsim(queries.bfloat16(), documents.bfloat16())
 
     def inside(queries: Tensor, documents: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(operators.device, dtype=torch.bfloat16):
             return fgkernels.maxsim(queries, documents)
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(operators.device, dtype=torch.bfloat16):
         torch.testing.assert_close(_library.op("maxsim_fwd")(queries, documents, *[None] * 3, *[False] * 3), truth)
         torch.testing.assert_close(_library.op("maxsim")(queries, documents, *[None] * 3, *[False] * 3)[0], truth)
         around = torch.compile(fgkernels.maxsim, fullgraph=True, backend="aot_eager")(queries, documents)
@@ -296,12 +296,12 @@ def test_autocast_of_the_operators() -> None:
     assert torch.equal(gradient, torch.autograd.grad(inside(leaf, documents).sum(), leaf)[0])
 
 
-def test_cuda_autocast_is_registered() -> None:
-    """No GPU here: the dispatch table has the kernels."""
+def test_autocast_of_gpus_is_registered() -> None:
+    """Also without a GPU at hand: the dispatch table has the kernels."""
     for name in FORWARD:
         qualified = f"{_library.NAMESPACE}::{name}"
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "AutocastCUDA")
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "AutocastCPU")
+        for key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU"):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key)
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------------
@@ -317,11 +317,15 @@ def test_forward_mode_and_hessian() -> None:
     ours = torch.func.hessian(lambda q: fgkernels.late_interaction(q, documents)[0].square().sum())(queries)
     truth = torch.func.hessian(lambda q: (eager_maxsim(q, documents) / 3).square().sum())(queries)
     torch.testing.assert_close(ours, truth)
-    with fgkernels.backend("cpu"), pytest.raises(RuntimeError, match='back end "cpu" has no forward-mode'):
+
+
+def test_chosen_back_ends_refuse_forward_mode(operators) -> None:
+    queries, documents, tangent = tokens((2, 3, 4)), tokens((3, 5, 4)), tokens((2, 3, 4))
+    with pytest.raises(RuntimeError, match=f'back end "{operators.backend}" has no forward-mode'):
         torch.func.jvp(lambda q: fgkernels.maxsim(q, documents), (queries,), (tangent,))
 
 
-def test_fast_path_only_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_path_only_without_gradients(operators, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gradients the operator that keeps no indices runs, with them the differentiable one."""
     from fgkernels.ops import late_interaction as module
 
@@ -341,23 +345,10 @@ def test_fast_path_only_without_gradients(monkeypatch: pytest.MonkeyPatch) -> No
     assert called[3:] == ["_maxsim", "_late_interaction", "_maxsim"]
 
 
-def test_meta_tensors_give_shapes(backend: str) -> None:
+def test_meta_tensors_give_shapes(served) -> None:
     """On the meta device, where no back end but the reference is at home, shapes come out without computing."""
-    if backend == "cpu":
-        with pytest.raises(RuntimeError, match='back end "cpu" was asked for, but it serves cpu tensors only'):
+    if served.backend != "reference":
+        with pytest.raises(RuntimeError, match=f'back end "{served.backend}" was asked for, but it serves c.* only'):
             fgkernels.maxsim(tokens((3, 5, 8)).to("meta"), tokens((4, 7, 8)).to("meta"))
         return
     assert fgkernels.maxsim(tokens((3, 5, 8)).to("meta"), tokens((4, 7, 8)).to("meta")).shape == (3, 4)
-
-
-def test_describe_lists_every_operator() -> None:
-    from fgkernels import _backend
-
-    rows = {(row.op, row.device): row for row in _backend.describe()}
-    for op in ("maxsim", "late_interaction", "maxsim_varlen"):
-        assert rows[op, "cpu"].backend == "cpu" and rows[op, "cpu"].refused == {}
-        assert rows[op, "cuda"].backend == "reference"
-        assert set(rows[op, "cuda"].refused) == {"cuda", "triton"}
-    with fgkernels.backend("reference"):
-        row = _backend.describe()[0]
-        assert row.backend == "reference" and row.refused == {"cpu": '"reference" was asked for'}

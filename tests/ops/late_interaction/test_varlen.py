@@ -41,7 +41,7 @@ def pad(packed: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
 @pytest.mark.parametrize("paired", [False, True], ids=["all_pairs", "paired"])
-def test_against_padded(isa: str, threads: int, paired: bool, dtype: torch.dtype, lengths) -> None:
+def test_against_padded(implementation, threads: int, paired: bool, dtype: torch.dtype, lengths) -> None:
     query_lengths, document_lengths = lengths
     if paired:
         document_lengths = (document_lengths * 4)[: len(query_lengths)]
@@ -75,7 +75,7 @@ def test_against_padded(isa: str, threads: int, paired: bool, dtype: torch.dtype
 @pytest.mark.compiled
 @pytest.mark.parametrize("offset_dtype", [torch.int32, torch.int64], ids=names)
 @pytest.mark.parametrize("paired", [False, True])
-def test_alignment_and_gradient_are_the_references(isa: str, paired: bool, offset_dtype: torch.dtype) -> None:
+def test_alignment_and_gradient_are_the_references(implementation, paired: bool, offset_dtype: torch.dtype) -> None:
     """Exact arithmetic with many ties: everything is equal."""
     query_lengths, document_lengths = [2, 0, 5, 1], [3, 70, 0, 2]
     places = offsets(query_lengths, offset_dtype), offsets(document_lengths, offset_dtype)
@@ -93,7 +93,7 @@ def test_alignment_and_gradient_are_the_references(isa: str, paired: bool, offse
 @pytest.mark.compiled
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
-def test_layouts(isa: str, dtype: torch.dtype, layout: str) -> None:
+def test_layouts(implementation, dtype: torch.dtype, layout: str) -> None:
     queries, documents = grid_tokens((8, 11), dtype), grid_tokens((75, 11), dtype)
     places = offsets([2, 0, 5, 1]), offsets([3, 70, 0, 2])
     expected = reference.maxsim_varlen(queries, documents, *places)
@@ -103,7 +103,7 @@ def test_layouts(isa: str, dtype: torch.dtype, layout: str) -> None:
 
 
 @pytest.mark.compiled
-def test_long_packed_documents(isa: str) -> None:
+def test_long_packed_documents(implementation) -> None:
     """More than 32767 packed tokens take wide indices."""
     documents = torch.zeros(40000, 1)
     documents[39990] = 1
@@ -117,7 +117,7 @@ def test_long_packed_documents(isa: str) -> None:
 
 
 @pytest.mark.compiled
-def test_threads_do_not_change_a_bit(isa: str) -> None:
+def test_threads_do_not_change_a_bit(cpu_implementation) -> None:
     query_lengths, document_lengths = [20, 3, 0, 60], [5, 300, 0, 20, 1, 77]
     queries, documents = tokens((83, 32)).requires_grad_(), tokens((403, 32)).requires_grad_()
     runs = []
@@ -136,7 +136,7 @@ def nested(lengths: list[int], requires_grad: bool = False) -> Tensor:
     return torch.nested.nested_tensor(sequences, layout=torch.jagged, requires_grad=requires_grad)
 
 
-def test_nested_on_either_side(backend: str) -> None:
+def test_nested_on_either_side(served) -> None:
     queries, documents = nested([2, 3]), nested([4, 1, 6])
     expected = reference.maxsim_varlen(
         queries.values(), documents.values(), queries.offsets(), documents.offsets(), return_alignment=True
@@ -147,7 +147,7 @@ def test_nested_on_either_side(backend: str) -> None:
             assert torch.equal(scores, expected[0]) and torch.equal(alignment, expected[1])
 
 
-def test_gradient_flows_to_the_nested_tensor(backend: str) -> None:
+def test_gradient_flows_to_the_nested_tensor(served) -> None:
     queries, documents = nested([2, 3], True), nested([4, 1, 6], True)
     scores = fgkernels.maxsim_varlen(queries, documents)
     found = torch.autograd.grad(scores.square().sum(), (queries, documents))
@@ -160,7 +160,7 @@ def test_gradient_flows_to_the_nested_tensor(backend: str) -> None:
         torch.testing.assert_close(value.values(), truth)
 
 
-def test_nested_int8(backend: str) -> None:
+def test_nested_int8(served) -> None:
     queries, documents = nested([2, 3]), nested([4, 1, 6])
     values, scales = fgkernels.quantize_documents(documents.values())
     packed = torch.nested.nested_tensor_from_jagged(values, documents.offsets())
@@ -172,7 +172,7 @@ def test_nested_int8(backend: str) -> None:
         torch.testing.assert_close(fgkernels.maxsim_varlen(queries, packed, document_scales=given), expected)
 
 
-def test_nested_with_gaps(backend: str) -> None:
+def test_nested_with_gaps(served) -> None:
     """A narrowed nested tensor is packed first; torch has no gradient through that, so with one it is refused."""
     documents = nested([4, 1])
     padded = grid_tokens((3, 6, 5))
@@ -187,7 +187,7 @@ def test_nested_with_gaps(backend: str) -> None:
 
 
 @pytest.mark.compiled
-def test_nested_compiles_in_one_graph() -> None:
+def test_nested_compiles_in_one_graph(operators) -> None:
     queries, documents = nested([2, 3], True), nested([4, 1, 6], True)
     compiled = torch.compile(fgkernels.maxsim_varlen, fullgraph=True, dynamic=True, backend="aot_eager")
     scores = compiled(queries, documents)

@@ -63,7 +63,7 @@ def setting(form: str, dims: tuple):
 
 @pytest.mark.parametrize("dims", DIMS, ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_forward(form: str, dims: tuple) -> None:
+def test_forward(operators, form: str, dims: tuple) -> None:
     function, arguments = setting(form, dims)
     check(function, arguments, dims)
     check(lambda *values: function(*values, alignment=True), arguments, dims)
@@ -72,7 +72,7 @@ def test_forward(form: str, dims: tuple) -> None:
 @pytest.mark.parametrize("argument", [0, 1])
 @pytest.mark.parametrize("dims", DIMS, ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_gradient_per_entry(form: str, dims: tuple, argument: int) -> None:
+def test_gradient_per_entry(operators, form: str, dims: tuple, argument: int) -> None:
     """vmap(grad(...)): one gradient per batch entry, also of an argument that all entries share."""
     function, arguments = setting(form, dims)
 
@@ -86,7 +86,7 @@ def test_gradient_per_entry(form: str, dims: tuple, argument: int) -> None:
 @pytest.mark.parametrize("argument", [0, 1])
 @pytest.mark.parametrize("dims", DIMS, ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_gradient_of_vmap(form: str, dims: tuple, argument: int) -> None:
+def test_gradient_of_vmap(operators, form: str, dims: tuple, argument: int) -> None:
     """grad(vmap(...)), through torch.func and through ordinary autograd, against the loop's gradient."""
     function, arguments = setting(form, dims)
 
@@ -111,7 +111,7 @@ def test_gradient_of_vmap(form: str, dims: tuple, argument: int) -> None:
 
 @pytest.mark.parametrize("form", ["all_pairs", "paired", "rerank"])
 @pytest.mark.parametrize("dims", [(0, None, None), (None, 0, 0), (0, 1, 1), (None, None, 0)], ids=str)
-def test_int8(form: str, dims: tuple) -> None:
+def test_int8(operators, form: str, dims: tuple) -> None:
     documents = (2, 3, 6, 5) if form == "rerank" else (2, 6, 5)
     arguments = (
         batched((2, 4, 5), dims[0]),
@@ -133,7 +133,7 @@ def test_int8(form: str, dims: tuple) -> None:
      (None, None, None, 1), (None, 0, 0, None)],
     ids=str,
 )  # fmt: skip
-def test_varlen(dims: tuple, paired: bool) -> None:
+def test_varlen(operators, dims: tuple, paired: bool) -> None:
     """Offsets may differ between batch entries, as long as the token count is the same."""
     query_offsets, document_offsets = torch.tensor([0, 2, 2, 7]), torch.tensor([0, 4, 9, 10])
     arguments = [batched((7, 5), dims[0]), batched((10, 5), dims[1]), query_offsets, document_offsets]
@@ -154,7 +154,7 @@ def test_varlen(dims: tuple, paired: bool) -> None:
         check(grad(lambda *values: function(*values).square().sum(), argnums=argument), tuple(arguments), dims)
 
 
-def test_folded_varlen_alignment_keeps_its_dtype() -> None:
+def test_folded_varlen_alignment_keeps_its_dtype(operators) -> None:
     """A batch of documents that together need 32-bit indices, each of which needs 16."""
     queries, documents = torch.ones(1, 1), torch.zeros(BATCH, 20000, 1)
     documents[:, 19999] = torch.arange(1.0, BATCH + 1).unsqueeze(1)
@@ -169,19 +169,19 @@ def test_folded_varlen_alignment_keeps_its_dtype() -> None:
     assert (alignment == 19999).all()
 
 
-def test_nested_vmap() -> None:
+def test_nested_vmap(operators) -> None:
     queries, documents = grid_tokens((2, BATCH, 2, 4, 5)), grid_tokens((3, 6, 5))
     found = vmap(vmap(lambda q: fgkernels.maxsim(q, documents)))(queries)
     assert torch.equal(found, fgkernels.maxsim(queries.flatten(0, 2), documents).unflatten(0, (2, BATCH, 2)))
 
 
 @pytest.mark.parametrize("dims", [(0, None), (None, 0), (0, 0)], ids=str)
-def test_empty_batch(dims: tuple) -> None:
+def test_empty_batch(operators, dims: tuple) -> None:
     """A batch without entries gives outputs without entries, as torch's own functions do."""
     queries = torch.zeros((0, 2, 3, 4) if dims[0] == 0 else (2, 3, 4))
     documents = torch.zeros((0, 5, 6, 4) if dims[1] == 0 else (5, 6, 4))
     scores, alignment = vmap(lambda q, d: fgkernels.maxsim(q, d, return_alignment=True), dims)(queries, documents)
     assert scores.shape == (0, 2, 5) and alignment.shape == (0, 2, 5, 3)
-    assert scores.device.type == "cpu" and alignment.dtype == torch.int64
+    assert scores.device == queries.device and alignment.dtype == torch.int64
     gradient = vmap(grad(lambda q, d: fgkernels.maxsim(q, d).sum()), dims)(queries, documents)
     assert gradient.shape == (0, 2, 3, 4)
