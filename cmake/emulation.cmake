@@ -63,3 +63,5 @@ function(fgk_add_emulated_test name)
     add_test(NAME ${test} COMMAND ${target})
   endforeach()
 endfunction()
+
+fgk_add_emulated_test(test_cuda_primitives csrc/tests/cuda_emulation/test_primitives.cpp)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A test program's whole frame: TEST(name) { CHECK(...); }. Include it once per program; it brings main().
+// A test program's whole frame: TEST(name) { CHECK(...); }. Include it once per program; it brings main(), unless
+// FGK_CHECK_OWN_MAIN is defined.
 #pragma once
 
 #include <cmath>
@@ -116,4 +117,6 @@ inline int run() {
     if (!thrown_) check::fail(__FILE__, __LINE__) << #expression << " did not throw " #type "\n"; \
   } while (false)
 
+#if !defined(FGK_CHECK_OWN_MAIN)
 int main() { return check::run(); }
+#endif
