@@ -65,3 +65,5 @@ function(fgk_add_emulated_test name)
 endfunction()
 
 fgk_add_emulated_test(test_cuda_primitives csrc/tests/cuda_emulation/test_primitives.cpp)
+fgk_add_emulated_test(test_cuda_planted_bugs csrc/tests/cuda_emulation/test_planted_bugs.cpp)
+fgk_add_emulated_test(test_cuda_planted_accesses csrc/tests/cuda_emulation/test_planted_accesses.cpp)
