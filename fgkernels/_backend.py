@@ -17,9 +17,10 @@ the names below and traces again when they change.
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,7 +114,7 @@ class backend:
         if reason is not None:
             raise RuntimeError(f'backend("{name}"): {reason}')
         self.name = name
-        self._before: tuple[str | None, str | None] = (None, None)
+        self._before: list[tuple[str | None, str | None] | None] = []
 
     def __enter__(self) -> backend:
         global _forced, native_cpu
@@ -123,22 +124,39 @@ class backend:
                     f'backend("{self.name}") inside a traced function has no effect when its operators run: '
                     "enter it around the call of the compiled function"
                 )
-            self._before = _forced, native_cpu
+            self._before.append((_forced, native_cpu))
             _forced, native_cpu = self.name, None
         else:
-            with _LOCK:
-                _entered.append(self)
-                _update()
+            self._before.append(None)
+            _untraced(_enter, self)
         return self
 
     def __exit__(self, *exception: object) -> None:
         global _forced, native_cpu
-        if torch.compiler.is_compiling():
-            _forced, native_cpu = self._before
+        # torch.compile may run a frame eagerly and trace this one, so what counts is how the context was entered.
+        before = self._before.pop()
+        if before is None:
+            _untraced(_leave, self)
         else:
-            with _LOCK:
-                del _entered[len(_entered) - 1 - _entered[::-1].index(self)]
-                _update()
+            _forced, native_cpu = before
+
+
+def _enter(context: backend) -> None:
+    with _LOCK:
+        _entered.append(context)
+        _update()
+
+
+def _leave(context: backend) -> None:
+    with _LOCK:
+        del _entered[len(_entered) - 1 - _entered[::-1].index(context)]
+        _update()
+
+
+def _untraced(function: Callable, *args: Any) -> None:
+    """Calls a function that torch.compile must not look into; torch.compiler.disable always imports torch._dynamo."""
+    disable = getattr(sys.modules.get("torch._dynamo"), "disable", None)
+    (function if disable is None else disable(function))(*args)
 
 
 def forced() -> bool:

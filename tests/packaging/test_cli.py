@@ -25,7 +25,7 @@ def test_info_states_versions_library_and_who_serves_each_operator(capsys):
     assert hashlib.sha256(_library.PATH.read_bytes()).hexdigest() in out
     for op in ("maxsim", "late_interaction", "maxsim_varlen"):
         assert re.search(rf"^  {op} +cpu +cpu", out, re.MULTILINE)
-        assert re.search(rf"^  {op} +cuda +reference +cuda: \w+", out, re.MULTILINE)
+        assert re.search(rf"^  {op} +cuda +reference", out, re.MULTILINE)
 
 
 def test_help_lists_every_command(capsys):
