@@ -80,6 +80,7 @@ void Stacks::reserve(int count) {
   if (memory_ == nullptr) throw std::bad_alloc();
   for (int i = 0; i < count; ++i) mprotect(memory_ + stride() * static_cast<size_t>(i), page_bytes(), PROT_NONE);
   count_ = count;
+  forget_frames();  // what was mapped here before may have been a stack
 }
 
 void Stacks::prepare(Fiber& fiber, int i, void (*entry)()) {
@@ -89,6 +90,11 @@ void Stacks::prepare(Fiber& fiber, int i, void (*entry)()) {
   fiber.low = low;
   fiber.bytes = kStackBytes - colour;
   fiber.fake_stack = nullptr;
+#if defined(FGK_ASAN)
+  // The outermost frames of the thread that was here before have never returned.
+  constexpr size_t kOutermost = 4096;
+  __asan_unpoison_memory_region(low + fiber.bytes - kOutermost, kOutermost);
+#endif
 #if defined(FGK_FIBER_UCONTEXT)
   getcontext(&fiber.context);
   fiber.context.uc_stack.ss_sp = low;
