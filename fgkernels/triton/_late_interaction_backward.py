@@ -33,7 +33,8 @@ def gather_kernel(
     accumulator: tl.constexpr = weights.dtype.element_ty
     row_tiles = (samples * length + BLOCK_M - 1) // BLOCK_M
     position = (tl.program_id(0) % row_tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    channel = (tl.program_id(0) // row_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = (tl.program_id(0) // row_tiles * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)[None, :]
+    channel_at = others + channel * other_stride_c
     inside = channel < channels
     if PACKED:
         live = position < length
@@ -68,17 +69,14 @@ def gather_kernel(
                 scale_at = (x * others_per_sample + y) * other_length + index
             else:
                 scale_at = y * other_length + index
-        winner = tl.load(
-            others + other_at[:, None] + channel.to(tl.int64)[None, :] * other_stride_c,
-            mask=wins[:, None] & inside[None, :], other=0,
-        ).to(accumulator)  # fmt: skip
+        winner = tl.load(channel_at + other_at[:, None], mask=wins[:, None] & inside, other=0).to(accumulator)
         if SCALED:
             winner = winner * tl.load(scales + scale_at, mask=wins, other=0).to(accumulator)[:, None]
         total += tl.where(wins, weight, 0)[:, None] * winner
     if PACKED:
         total = tl.where(tl.load(legal) != 0, total, float("nan"))
-    to = gradient + position[:, None] * channels + channel[None, :]
-    tl.store(to, total.to(gradient.dtype.element_ty), mask=live[:, None] & inside[None, :])
+    to = gradient + position[:, None] * channels + channel
+    tl.store(to, total.to(gradient.dtype.element_ty), mask=live[:, None] & inside)
 
 
 @triton.jit(do_not_specialize=["other_class"])
@@ -102,7 +100,8 @@ def scatter_kernel(
     element: tl.constexpr = others.dtype.element_ty
     split: tl.constexpr = element == tl.float16 or element == tl.bfloat16
     tile = tl.program_id(0) % row_tiles
-    channel = (tl.program_id(0) // row_tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = (tl.program_id(0) // row_tiles * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)[None, :]
+    channel_at = others + channel * other_stride_c
     inside = channel < channels
     lane = tl.arange(0, BLOCK_M)
     if PACKED:
@@ -160,11 +159,8 @@ def scatter_kernel(
                 * power
             )
             matrix += tl.where(own == i.to(tl.int32)[None, :], own_weight[None, :], 0)
-        other_at = others + x * other_stride_x + i * other_stride_i
-        tokens = tl.load(
-            other_at[:, None] + channel.to(tl.int64)[None, :] * other_stride_c,
-            mask=other_live[:, None] & inside[None, :], other=0,
-        )  # fmt: skip
+        other_at = x * other_stride_x + i * other_stride_i
+        tokens = tl.load(channel_at + other_at[:, None], mask=other_live[:, None] & inside, other=0)
         operand = matrix_operand(tokens, INTERPRETER)
         if split:
             # Weights in 16-bit pieces (three of 8 bits in bfloat16, two of 11 in float16) hold all of float32's or all
@@ -178,8 +174,8 @@ def scatter_kernel(
     total = total / power
     if PACKED:
         total = tl.where(tl.load(legal) != 0, total, float("nan"))
-    to = gradient + token[:, None] * channels + channel[None, :]
-    tl.store(to, total.to(gradient.dtype.element_ty), mask=live[:, None] & inside[None, :])
+    to = gradient + token[:, None] * channels + channel
+    tl.store(to, total.to(gradient.dtype.element_ty), mask=live[:, None] & inside)
 
 
 def _gather_blocks(named: dict[str, Any]) -> dict[str, int]:

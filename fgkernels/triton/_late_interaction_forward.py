@@ -92,21 +92,20 @@ def match_kernel(
         row_x = x + lane // SAMPLE_ROWS
         i = part * BLOCK_M + lane % SAMPLE_ROWS
         row_live = (row_x < samples) & (i < row_length)
-    row_x = row_x + tl.full([BLOCK_M], 0, tl.int64)
     i = i.to(tl.int64)
+    row_x = row_x + tl.full([BLOCK_M], 0, tl.int64)
     match_at = row_x * match_stride_x + i
     row_at = rows + row_x * row_stride_x + i * row_stride_i
     if ROW_MASK:
         row_valid = row_live & (tl.load(row_mask + row_x * row_length + i, mask=row_live, other=0) != 0)
     else:
         row_valid = row_live
-    row_index = tl.where(row_valid, i.to(tl.int32), NO_INDEX)
-    channel = tl.arange(0, BLOCK_K)
+    channel = tl.arange(0, BLOCK_K).to(tl.int64)[None, :]
+    row_at = row_at[:, None] + channel * row_stride_c
+    channel_at = columns + channel * column_stride_c
+    inside = channel < channels
     if WHOLE:
-        row_tokens = tl.load(
-            row_at[:, None] + channel.to(tl.int64)[None, :] * row_stride_c,
-            mask=row_live[:, None] & (channel < channels)[None, :], other=0,
-        )  # fmt: skip
+        row_tokens = tl.load(row_at, mask=row_live[:, None] & inside, other=0)
 
     length = column_length
     start = tl.full([], 0, tl.int64)
@@ -141,39 +140,35 @@ def match_kernel(
         t = step * BLOCK_N + tl.arange(0, BLOCK_N)
         live = t < length
         token = start + t
-        column_at = columns + token * column_stride_t
-        if PAIRED and not PACKED:
-            column_at += x.to(tl.int64) * column_stride_x + y * column_stride_y
-            mask_at = (x.to(tl.int64) * column_samples + y) * column_length + t
-        elif PACKED:
-            mask_at = token
-        else:
+        column_at = token * column_stride_t
+        if not PACKED:
             column_at += y * column_stride_y
-            mask_at = y * column_length + t
+            if PAIRED:
+                column_at += x.to(tl.int64) * column_stride_x
+        if COLUMN_MASK or SCALED:
+            mask_at = token
+            if not PACKED:
+                mask_at += y * column_length
+                if PAIRED:
+                    mask_at += x.to(tl.int64) * column_samples * column_length
         valid = live
         if COLUMN_MASK:
             valid = live & (tl.load(column_mask + mask_at, mask=live, other=0) != 0)
-        scale = tl.full([BLOCK_N], 0, tl.float32)
+        scale = 1.0
         if SCALED:
             scale = tl.load(column_scales + mask_at, mask=live, other=0)
         if WHOLE:
-            column_tokens = tl.load(
-                column_at[:, None] + channel.to(tl.int64)[None, :] * column_stride_c,
-                mask=live[:, None] & (channel < channels)[None, :], other=0,
-            )  # fmt: skip
+            column_tokens = tl.load(channel_at + column_at[:, None], mask=live[:, None] & inside, other=0)
             values = similarities(row_tokens, column_tokens, scale, SCALED, INTERPRETER)
         else:
             values = tl.full([BLOCK_M, BLOCK_N], 0, accumulator)
             for first in range(0, channels, BLOCK_K):
-                inside = first + channel < channels
-                row_tokens = tl.load(
-                    row_at[:, None] + (first + channel).to(tl.int64)[None, :] * row_stride_c,
-                    mask=row_live[:, None] & inside[None, :], other=0,
-                )  # fmt: skip
+                skip = tl.full([], 0, tl.int64) + first
+                inside = channel < channels - skip
+                row_tokens = tl.load(row_at + skip * row_stride_c, mask=row_live[:, None] & inside, other=0)
                 column_tokens = tl.load(
-                    column_at[:, None] + (first + channel).to(tl.int64)[None, :] * column_stride_c,
-                    mask=live[:, None] & inside[None, :], other=0,
-                )  # fmt: skip
+                    channel_at + (column_at[:, None] + skip * column_stride_c), mask=live[:, None] & inside, other=0
+                )
                 values += similarities(row_tokens, column_tokens, scale, SCALED, INTERPRETER)
         if SCALED:
             values = values * tl.where(tl.abs(scale) < float("inf"), scale, 1.0)[None, :]
@@ -183,15 +178,12 @@ def match_kernel(
             values = tl.where(valid[None, :], values, float("-inf"))
 
         maximum = max_keeping_nan(values, 1, INTERPRETER)
-        fresh = step == 0
-        best = tl.where(fresh, float("-inf"), best)
-        better = (maximum > best) | ((maximum != maximum) & (best == best))
+        better = (step == 0) | (maximum > best) | ((maximum != maximum) & (best == best))
         if INDEX:
             # The lowest index that equals the maximum: equality is bitwise the value just reduced.
             column_index = tl.where(valid, t, NO_INDEX)
             winner = tl.where((values == maximum[:, None]) | (values != values), column_index[None, :], NO_INDEX)
             index = minimum_of(winner, 1)
-            best_index = tl.where(fresh, NO_INDEX, best_index)
             best_index = tl.where(better | ((maximum == best) & (best_index == NO_INDEX)), index, best_index)
         best = tl.where(better, maximum, best)
         if step == steps - 1:
@@ -201,20 +193,21 @@ def match_kernel(
                 tl.store(indices + match_to, best_index.to(indices.dtype.element_ty), mask=row_live)
 
         if BOTH:
+            row_index = tl.where(row_valid, i.to(tl.int32), NO_INDEX)
             by_sample = tl.reshape(values, [BLOCK_M // SAMPLE_ROWS, SAMPLE_ROWS, BLOCK_N])
             maximum = max_keeping_nan(by_sample, 1, INTERPRETER)
             group_x = (x + tl.arange(0, BLOCK_M // SAMPLE_ROWS)).to(tl.int64)
             to = part.to(tl.int64) * column_part_stride + y * column_match_stride_y
             to += (group_x * column_match_stride_x)[:, None] + t[None, :]
-            inside = (group_x < samples)[:, None] & live[None, :]
-            tl.store(column_maxima + to, maximum, mask=inside)
+            stored = (group_x < samples)[:, None] & live[None, :]
+            tl.store(column_maxima + to, maximum, mask=stored)
             if INDEX:
                 winner = tl.where(
                     (by_sample == maximum[:, None, :]) | (by_sample != by_sample),
                     tl.reshape(row_index, [BLOCK_M // SAMPLE_ROWS, SAMPLE_ROWS])[:, :, None], NO_INDEX,
                 )  # fmt: skip
                 index = minimum_of(winner, 1)
-                tl.store(column_indices + to, index.to(column_indices.dtype.element_ty), mask=inside)
+                tl.store(column_indices + to, index.to(column_indices.dtype.element_ty), mask=stored)
 
 
 @triton.jit(do_not_specialize=["longest"])
