@@ -34,8 +34,10 @@ arm: $(VENV)/.dependencies
 abi: build
 	bash tools/abi.sh $(PY) "$(ABI_PYTHON)"
 
-cuda:
-	@echo "The CUDA library comes with the next release; this one has CPU kernels only." >&2; exit 1
+# All CUDA sources with nvcc, linked with a CUDA build of torch, loaded and audited; needs no GPU. CUDA_PYTHON names an
+# interpreter that has such a torch. ARGS=--update writes the audit's results.
+cuda: build
+	$(PY) tools/cuda.py --python "$(CUDA_PYTHON)" $(ARGS)
 
 build: $(VENV)/.editable
 	$(PY) setup.py --quiet build_ext --inplace

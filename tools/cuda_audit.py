@@ -2,8 +2,8 @@
 """cuda_audit.py BUILD: what nvcc made of the CUDA kernels, read from the objects in the folder BUILD.
 
 Per kernel and architecture: registers, spills and static shared memory (what ptxas reports, which tools/keep_output.sh
-keeps beside each object), the instructions that matter (cuobjdump), and per launch at the shapes of the benchmarks (from
-the program launch_shapes of a build with tests) threads, dynamic shared memory and theoretical occupancy.
+keeps beside each object), the instructions that matter (cuobjdump), and per launch at the shapes of the benchmarks (the
+program launch_shapes of a build with tests) threads, dynamic shared memory and theoretical occupancy.
 
 The answer is compared with benchmarks/results/ptxas.json and the table in docs/gpu-performance.md, or with --update
 written there. A hot kernel that spills or touches local memory is an error, and so is one that lacks the instructions
@@ -26,6 +26,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+from cuda_toolkit import CudaError, find_nvcc  # noqa: E402
+
 RESULTS = ROOT / "benchmarks/results/ptxas.json"
 PAGE = ROOT / "docs/gpu-performance.md"
 BEGIN, END = "<!-- ptxas:begin -->", "<!-- ptxas:end -->"
@@ -102,9 +105,7 @@ def blocks_per_multiprocessor(sm: Multiprocessor, threads: int, registers: int, 
 
 def tool(name: str) -> str:
     """Path of cuobjdump or nvdisasm: the toolkit's, or those that come with NVIDIA's pip packages or with Triton."""
-    folders = [str(Path(nvcc).resolve().parent)] if (nvcc := shutil.which("nvcc")) else []
-    if home := os.environ.get("CUDA_HOME"):
-        folders.append(str(Path(home) / "bin"))
+    folders = [str(Path(nvcc).resolve().parent)] if (nvcc := find_nvcc()) else []
     folders.append(os.environ.get("PATH", ""))
     for package, places in (("nvidia", ("cu13/bin", "cu12/bin")), ("triton", ("backends/nvidia/bin",))):
         spec = importlib.util.find_spec(package)
@@ -208,7 +209,9 @@ def program_symbols(program: Path) -> dict[int, str]:
 
 def audit(build: Path, program: Path) -> dict[str, Any]:
     """Everything about the kernels whose objects lie in `build`."""
-    objects = sorted(build.glob("**/csrc/kernels/cuda/*.cu.o"))
+    sources = {path.name for path in (ROOT / "csrc/kernels/cuda").glob("*.cu")}
+    # A build folder may still hold objects of sources that are gone.
+    objects = sorted(p for p in build.glob("**/csrc/kernels/cuda/*.cu.o") if p.name.removesuffix(".o") in sources)
     if not objects:
         raise AuditError(f"no objects of CUDA kernels in {build}")
     if not program.is_file():
@@ -254,7 +257,8 @@ def occupancy(architecture: str, report: dict[str, int], launch: dict[str, Any])
 
 
 def nvcc_version() -> str:
-    match = re.search(r"release [\d.]+, V([\d.]+)", run("nvcc" if shutil.which("nvcc") else tool("nvcc"), "--version"))
+    nvcc = find_nvcc()
+    match = re.search(r"release [\d.]+, V([\d.]+)", run(nvcc, "--version")) if nvcc else None
     return match[1] if match else "unknown"
 
 
@@ -284,7 +288,9 @@ def faults(result: dict[str, Any]) -> list[str]:
 
 
 def dump(result: dict[str, Any]) -> str:
-    return json.dumps(result, indent=1) + "\n"
+    """A line per kernel, so that a diff shows what changed."""
+    rows = ",\n".join("  " + json.dumps(row) for row in result["kernels"])
+    return f'{{\n "nvcc": {json.dumps(result["nvcc"])},\n "kernels": [\n{rows}\n ]\n}}\n'
 
 
 def table(result: dict[str, Any]) -> str:
@@ -315,7 +321,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{shared / 1024:.1f}",
         str(launch["threads"]) if launch else "",
         str(launch["blocks_per_multiprocessor"]) if launch else "",
-        f"{launch['occupancy']:.0%}" if launch else "",
+        f"{100 * launch['occupancy']:.3g} %" if launch else "",
         launch["limited_by"] if launch else "",
         str(count["HMMA"] + count["HGMMA"]),
         str(count["LDSM"]),
@@ -375,7 +381,7 @@ def main(arguments: list[str]) -> int:
                 PAGE.write_text(with_table(PAGE.read_text(), table(result)))
         else:
             wrong += check(result)
-    except AuditError as error:
+    except (AuditError, CudaError) as error:
         print(f"cuda_audit: {error}", file=sys.stderr)
         return 1
     for line in wrong:
