@@ -6,8 +6,9 @@
 // instead, which executes kernels on the CPU and checks every access; docs/cuda-emulation.md tells how.
 //
 // Macros      FGK_GLOBAL, FGK_DEVICE, FGK_HOST_DEVICE before a function's type; FGK_LAUNCH_BOUNDS(threads, min_blocks)
-//             between a kernel's type and name; FGK_UNROLL, FGK_NO_UNROLL before a loop. A device function that wraps primitives can
-//             end its parameters in FGK_SITE_PARAMETER and pass FGK_SITE_ARGUMENT on: faults then name its caller.
+//             between a kernel's type and name; FGK_UNROLL, FGK_NO_UNROLL before a loop. A device function that wraps
+//             primitives can end its parameters in FGK_SITE_PARAMETER and pass FGK_SITE_ARGUMENT on: faults then name
+//             its caller.
 // Indices     tid() bid() lane() warp() block_threads() grid_blocks(); grids and blocks are 1-D
 // Global      gptr<T>: ld(i) st(i, v) ld_as<V>(i) st_as<V>(i, v) p + n slice(offset, count) as<U>() bool(p)
 //             ld_as and st_as move a V of 4, 8 or 16 bytes that starts at element i, an address divisible by sizeof(V).

@@ -12,6 +12,7 @@
 #define FGK_HOST_DEVICE __host__ __device__ __forceinline__
 #define FGK_LAUNCH_BOUNDS(threads, min_blocks) __launch_bounds__(threads, min_blocks)
 #define FGK_UNROLL _Pragma("unroll")
+#define FGK_NO_UNROLL _Pragma("unroll 1")
 // Emulated primitives take the source line they are called from; on a device there is no such parameter.
 #define FGK_SITE_PARAMETER
 #define FGK_SITE_ARGUMENT
@@ -288,11 +289,11 @@ FGK_DEVICE void mma_16816(float (&c)[4], const uint32_t (&a)[4], const uint32_t 
 // ---- atomics
 
 template <class T>
-FGK_DEVICE T atomic_add(gptr<T> p, int64_t i, T v) {
+FGK_DEVICE T atomic_add(gptr<T> p, int64_t i, std::common_type_t<T> v) {
   return atomicAdd(p.pointer() + i, v);
 }
 template <class T>
-FGK_DEVICE T atomic_add(sptr<T> p, int i, T v) {
+FGK_DEVICE T atomic_add(sptr<T> p, int i, std::common_type_t<T> v) {
   return atomicAdd(p.pointer() + i, v);
 }
 FGK_DEVICE int32_t atomic_max(gptr<int32_t> p, int64_t i, int32_t v) { return atomicMax(p.pointer() + i, v); }

@@ -6,13 +6,6 @@
 #include <cstdint>
 #include <type_traits>
 
-// Before a loop that the compiler shall leave rolled, to save registers.
-#if defined(__CUDACC__) && !defined(FGK_CUDA_EMULATION)
-#define FGK_NO_UNROLL _Pragma("unroll 1")
-#else
-#define FGK_NO_UNROLL
-#endif
-
 namespace fgk::dev {
 
 // Storage types of 16 bits, as bits: no CUDA header is needed on hosts. See to_float, from_float and pack2.

@@ -59,17 +59,16 @@ FGK_DEVICE T narrow(Acc value) {
 template <class T, class Acc>
 struct TokenGradient {
   const BackwardParams<T, Acc>& p;
-  const int64_t sample;
+  const int sample;
   const int token;
   const int channel;  // first of this lane's unit
-  const int lane = dev::lane();
   Acc sum[kUnitElements<T>] = {};
 
-  FGK_DEVICE TokenGradient(const BackwardParams<T, Acc>& params, int64_t s, int i, int first_channel)
+  FGK_DEVICE TokenGradient(const BackwardParams<T, Acc>& params, int s, int i, int first_channel)
       : p(params), sample(s), token(i), channel(first_channel) {}
 
   // Adds weight * (token t of sample y of the other side).
-  FGK_DEVICE void add(int64_t y, int t, Acc weight) {
+  FGK_DEVICE void add(int y, int t, Acc weight) {
     if (channel >= p.other.dim) return;
     const int64_t element = p.other.element(y) + t * p.other.token_stride;
     Unit<T> unit;
@@ -89,21 +88,21 @@ struct TokenGradient {
   }
 
   // The samples of the other side that the owner's sample met: [begin, end).
-  FGK_DEVICE int64_t begin() const {
+  FGK_DEVICE int begin() const {
     if (p.paired == 0) return 0;
-    return p.owner_is_a ? sample * p.paired : sample / p.paired;
+    return static_cast<int>(p.owner_is_a ? sample * p.paired : sample / p.paired);
   }
-  FGK_DEVICE int64_t end() const {
-    if (p.paired == 0) return p.other.batch;
-    return begin() + (p.owner_is_a ? p.paired : 1);
+  FGK_DEVICE int end() const {
+    if (p.paired == 0) return static_cast<int>(p.other.batch);
+    return begin() + static_cast<int>(p.owner_is_a ? p.paired : 1);
   }
 
   FGK_DEVICE void gather() {
     const int64_t base = p.owner.token_base(sample) * p.own.index_x + token;
     const int valid = p.owner.about(sample).valid;
-    const int64_t last = end();
-    for (int64_t first = begin(); first < last; first += 32) {
-      const int64_t y = first + lane;
+    const int last = end();
+    for (int first = begin(); first < last; first += 32) {
+      const int y = first + dev::lane();
       int t = -1;
       Acc weight = 0;
       if (y < last) {
@@ -112,7 +111,7 @@ struct TokenGradient {
         weight = p.own.scores.ld(sample * p.own.score_x + y * p.own.score_y);
         if (p.mean && valid > 0) weight /= static_cast<Acc>(valid);
       }
-      const int count = last - first < 32 ? static_cast<int>(last - first) : 32;
+      const int count = dev::min(last - first, 32);
       for (int j = 0; j < count; ++j) {
         const int winner = dev::shfl(t, j);
         const Acc its_weight = dev::shfl(weight, j);
@@ -122,8 +121,8 @@ struct TokenGradient {
   }
 
   FGK_DEVICE void scatter() {
-    const int64_t last = end();
-    for (int64_t y = begin(); y < last; ++y) {
+    const int last = end();
+    for (int y = begin(); y < last; ++y) {
       const int64_t base = p.other.token_base(y) * p.from_other.index_x + sample * p.from_other.index_y;
       const int count = p.other.tokens(y);
       Acc weight = p.from_other.scores.ld(y * p.from_other.score_x + sample * p.from_other.score_y);
@@ -132,7 +131,7 @@ struct TokenGradient {
         if (valid > 0) weight /= static_cast<Acc>(valid);
       }
       for (int first = 0; first < count; first += 32) {
-        const int t = first + lane;
+        const int t = first + dev::lane();
         const bool won = t < count && p.from_other.index(base + t) == token;
         uint32_t winners = dev::ballot(won);
         while (winners != 0) {
@@ -185,7 +184,8 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kThreads, 4) late_interaction_backward_kernel(
     nothing.store(to);
     return;
   }
-  const int64_t sample = p.owner.offsets ? sample_of_token(p.owner.offsets, p.owner.batch, n) : n / p.owner.length;
+  const int sample =
+      static_cast<int>(p.owner.offsets ? sample_of_token(p.owner.offsets, p.owner.batch, n) : n / p.owner.length);
   const int token = static_cast<int>(n - p.owner.token_base(sample));
   TokenGradient<T, Acc> gradient(p, sample, token, channel);
   if (p.own.scores) gradient.gather();

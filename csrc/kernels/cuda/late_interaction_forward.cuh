@@ -53,8 +53,8 @@ struct ForwardBlock {
 
   // Where the copies are: a chunk of a tile of a partner.
   struct Cursor {
-    int64_t element;
-    int partner, tokens, tile, chunk;
+    int64_t element;  // the tile's first token
+    int partner, left, chunk;
   };
 
   // What a slot holds, as kept in shared memory.
@@ -63,11 +63,6 @@ struct ForwardBlock {
   };
 
   const Params& p;
-  const int lane = dev::lane();
-  const int down = dev::warp() / S::kAcross;
-  const int across = dev::warp() % S::kAcross;
-  const int group;
-  const int samples;  // of the block's rows; with packed rows slots are summed up elsewhere
   sptr<T> rows, stages;
   sptr<int64_t> row_element;  // where each row starts, -1: no token
   sptr<int64_t> slot_base;    // dense position of the first token of a slot's sample
@@ -81,10 +76,7 @@ struct ForwardBlock {
   Best<Acc> best[kRowTiles][2];
   Acc column_sum = 0;
 
-  FGK_DEVICE explicit ForwardBlock(const Params& params)
-      : p(params),
-        group(static_cast<int>(dev::bid() % params.row_groups)),
-        samples(params.paired > 0 || params.slots_per_sample > S::kDown ? 1 : S::kDown / params.slots_per_sample) {
+  FGK_DEVICE explicit ForwardBlock(const Params& params) : p(params) {
     dev::Shared shared;  // what has a fixed size comes first: its addresses are constants
     row_element = shared.take<int64_t>(S::kRows);
     slot_base = shared.take<int64_t>(8);
@@ -102,22 +94,29 @@ struct ForwardBlock {
     if (p.resident) rows = shared.take<T>(p.chunks * S::kRowElements);
   }
 
+  FGK_DEVICE int group() const { return static_cast<int>(dev::bid()) % p.row_groups; }
+  // Of the block's rows; with packed rows slots are summed up elsewhere.
+  FGK_DEVICE int samples() const {
+    return p.paired > 0 || p.slots_per_sample > S::kDown ? 1 : S::kDown / p.slots_per_sample;
+  }
+  FGK_DEVICE static int down() { return dev::warp() / S::kAcross; }
+  FGK_DEVICE static int across() { return dev::warp() % S::kAcross; }
   FGK_DEVICE int stage_elements() const { return S::kTileElements + (p.resident ? 0 : S::kRowElements); }
 
   // ---- which rows, which partners ----
 
   FGK_DEVICE RowSlot find_slot(int j) const {
-    if (p.slots) return p.slots.ld(static_cast<int64_t>(group) * S::kDown + j);
+    if (p.slots) return p.slots.ld(static_cast<int64_t>(group()) * S::kDown + j);
     const int per_sample = p.slots_per_sample;
     int64_t sample = -1;
     int within;
     if (per_sample > S::kDown) {
       const int groups = (per_sample + S::kDown - 1) / S::kDown;
-      within = group % groups * S::kDown + j;
-      if (within < per_sample) sample = group / groups;
+      within = group() % groups * S::kDown + j;
+      if (within < per_sample) sample = group() / groups;
     } else {
       within = j % per_sample;
-      if (j / per_sample < samples) sample = static_cast<int64_t>(group) * samples + j / per_sample;
+      if (j / per_sample < samples()) sample = static_cast<int64_t>(group()) * samples() + j / per_sample;
     }
     if (sample >= p.rows.batch) sample = -1;
     return {static_cast<int32_t>(sample), within * kSlotRows};
@@ -133,12 +132,12 @@ struct ForwardBlock {
       if (found.sample >= 0) {
         const int left = p.rows.tokens(found.sample) - found.token;
         count = left < kSlotRows ? left : kSlotRows;
-        if (lane < count) {
-          element = p.rows.element(found.sample) + (found.token + lane) * p.rows.token_stride;
+        if (dev::lane() < count) {
+          element = p.rows.element(found.sample) + (found.token + dev::lane()) * p.rows.token_stride;
         }
       }
       row_element.st(row, element);
-      if (lane == 0) {
+      if (dev::lane() == 0) {
         slot_sample.st(j, found.sample);
         slot_token.st(j, found.token);
         slot_rows.st(j, count);
@@ -146,8 +145,8 @@ struct ForwardBlock {
       }
     }
     dev::sync_block();
-    tile.row_tiles = (slot_rows.ld(down) + 15) / 16;
-    tile.across = across;
+    tile.row_tiles = (slot_rows.ld(down()) + 15) / 16;
+    tile.across = across();
   }
 
   FGK_DEVICE Slot slot_at(int j) const { return {slot_sample.ld(j), slot_token.ld(j), slot_rows.ld(j)}; }
@@ -158,7 +157,7 @@ struct ForwardBlock {
     if (first.sample < 0) return;  // slots are filled from the first one on: this block has none
     const int64_t own = p.paired > 0 ? first.sample * p.paired : 0;
     const int64_t end = own + (p.paired > 0 ? p.paired : p.stream.batch);
-    const int64_t begin = own + dev::bid() / p.row_groups * p.partners_per_block;
+    const int64_t begin = own + static_cast<int>(dev::bid()) / p.row_groups * p.partners_per_block;
     first_partner = static_cast<int>(dev::min(begin, end));
     last_partner = static_cast<int>(dev::min(begin + p.partners_per_block, end));
   }
@@ -179,12 +178,12 @@ struct ForwardBlock {
 
   // Moves the cursor to the next partner that has tokens, from `partner` on.
   FGK_DEVICE void seek(int partner) {
-    ahead = {0, partner, 0, 0, 0};
+    ahead = {0, partner, 0, 0};
     for (; ahead.partner < last_partner; ++ahead.partner) {
       const int y = partner_at(ahead.partner);
-      ahead.tokens = p.stream.tokens(y);
+      ahead.left = p.stream.tokens(y);
       ahead.element = p.stream.element(y);
-      if (ahead.tokens > 0) return;
+      if (ahead.left > 0) return;
     }
   }
 
@@ -192,19 +191,20 @@ struct ForwardBlock {
   FGK_DEVICE void issue() {
     if (ahead.partner < last_partner) {
       const sptr<T> to = stages + write_stage * stage_elements();
-      const int first = ahead.tile * S::kTile;
-      const int count = ahead.tokens - first < S::kTile ? ahead.tokens - first : S::kTile;
+      const int count = dev::min(ahead.left, S::kTile);
       const int padded = (count + 15) / 16 * 16;  // columns are read in pairs of n8 tiles
       FGK_NO_UNROLL
       for (int i = dev::tid(); i < padded * kUnits; i += kThreads) {
         const int row = i / kUnits, unit = i % kUnits;
-        stage_unit<T>(p.stream, row < count, ahead.element + (first + row) * p.stream.token_stride,
+        stage_unit<T>(p.stream, row < count, ahead.element + row * p.stream.token_stride,
                       ahead.chunk * kChunkElements<T> + unit * kUnitElements<T>, to + staged<T>(row, unit));
       }
       if (!p.resident) stage_rows(ahead.chunk, to + S::kTileElements);
       if (++ahead.chunk == p.chunks) {
         ahead.chunk = 0;
-        if (++ahead.tile * S::kTile >= ahead.tokens) seek(ahead.partner + 1);
+        ahead.left -= S::kTile;
+        ahead.element += S::kTile * p.stream.token_stride;
+        if (ahead.left <= 0) seek(ahead.partner + 1);
       }
     }
     dev::cp_async_commit();
@@ -225,8 +225,8 @@ struct ForwardBlock {
 
   FGK_DEVICE void multiply_tile(int columns, Acc (&acc)[kRowTiles][S::NT][4]) {
     const int n16 = (columns + 15) / 16;
-    tile.pairs = n16 > across ? (n16 - across + S::kAcross - 1) / S::kAcross : 0;
-    clear(acc);
+    tile.pairs = n16 > across() ? (n16 - across() + S::kAcross - 1) / S::kAcross : 0;
+    clear_tile(acc);
     FGK_NO_UNROLL
     for (int chunk = 0; chunk < p.chunks; ++chunk) {
       wait_for_oldest();
@@ -236,62 +236,25 @@ struct ForwardBlock {
       issue();
       const int left = p.rows.dim - chunk * kChunkElements<T>;
       const int channels = left < kChunkElements<T> ? left : kChunkElements<T>;
-      const sptr<T> own = a + down * kSlotRows * kChunkElements<T>;
-      if constexpr (Math::kBlocked) {
-        multiply_blocked(acc, own, b, channels, chunk);
-      } else {
-        Math::template multiply<S::NT, S::kAcross>(acc, own, b, channels, tile);
-      }
-    }
-    if constexpr (Math::kBlocked) {
-      FGK_UNROLL
-      for (int mt = 0; mt < kRowTiles; ++mt) {
-        FGK_UNROLL
-        for (int nt = 0; nt < S::NT; ++nt) {
-          FGK_UNROLL
-          for (int c = 0; c < 4; ++c) acc[mt][nt][c] += block_sum[mt][nt][c];
-        }
-      }
+      const sptr<T> own = a + down() * kSlotRows * kChunkElements<T>;
+      Math::template multiply<S::NT, S::kAcross>(acc, own, b, channels, tile);
     }
   }
 
-  // Blocks of 8 chunks are summed on their own; acc takes the finished ones.
-  Acc block_sum[Math::kBlocked ? kRowTiles : 1][S::NT][4];
-
-  FGK_DEVICE void multiply_blocked(Acc (&acc)[kRowTiles][S::NT][4], sptr<T> a, sptr<T> b, int channels, int chunk) {
-    if (chunk % 8 == 0) {
-      FGK_UNROLL
-      for (int mt = 0; mt < kRowTiles; ++mt) {
-        FGK_UNROLL
-        for (int nt = 0; nt < S::NT; ++nt) {
-          FGK_UNROLL
-          for (int c = 0; c < 4; ++c) {
-            if (chunk > 0) acc[mt][nt][c] += block_sum[mt][nt][c];
-            block_sum[mt][nt][c] = 0;
-          }
-        }
-      }
-    }
-    Math::template multiply<S::NT, S::kAcross>(block_sum, a, b, channels, tile);
-  }
-
-  FGK_DEVICE static void clear(Acc (&acc)[kRowTiles][S::NT][4]) {
-    FGK_UNROLL
-    for (int mt = 0; mt < kRowTiles; ++mt) {
-      FGK_UNROLL
-      for (int nt = 0; nt < S::NT; ++nt) {
-        FGK_UNROLL
-        for (int c = 0; c < 4; ++c) acc[mt][nt][c] = 0;
-      }
-    }
-  }
-
-  FGK_DEVICE static void consider(Best<Acc>& best, Acc value, int index) {
+  FGK_DEVICE static void consider(Best<Acc>& best, Acc value, int index, bool allowed) {
     if constexpr (S::kIndices) {
-      take(best, value, index);
+      take(best, value, index, allowed);
     } else {
-      if (value > best.value || is_nan(value)) best.value = value;
+      best.value = allowed & ((value > best.value) | is_nan(value)) ? value : best.value;
     }
+  }
+
+  // What the lane at distance `mask` has; without indices all are the same.
+  FGK_DEVICE static Best<Acc> from_lane(const Best<Acc>& best, int mask) {
+    const Acc value = dev::shfl_xor(best.value, mask);
+    if constexpr (!S::kIndices) return {value, best.index};
+    const int index = dev::shfl_xor(best.index, mask);
+    return {value, index};
   }
 
   static constexpr uint32_t kAllColumns = 0xFFFFFFFFu >> (32 - 2 * S::NT);
@@ -305,7 +268,7 @@ struct ForwardBlock {
     for (int nt = 0; nt < S::NT; ++nt) {
       FGK_UNROLL
       for (int c = 0; c < 2; ++c) {
-        const int column = tile_column<S::kAcross>(nt, c, across);
+        const int column = tile_column<S::kAcross>(nt, c, across());
         if (column >= columns) continue;
         if (!p.stream.mask || p.stream.mask.ld(base + column)) valid |= 1u << (2 * nt + c);
         if (!p.stream.scales) continue;
@@ -332,14 +295,15 @@ struct ForwardBlock {
   FGK_DEVICE void update_rows(int first, uint32_t valid, const Acc (&acc)[kRowTiles][S::NT][4]) {
     FGK_UNROLL
     for (int nt = 0; nt < S::NT; ++nt) {
+      if (!kAll && nt / 2 >= tile.pairs) break;
       FGK_UNROLL
       for (int c = 0; c < 2; ++c) {
-        if (!kAll && !(valid >> (2 * nt + c) & 1)) continue;
-        const int index = first + tile_column<S::kAcross>(nt, c, across);
+        const bool allowed = kAll || (valid >> (2 * nt + c) & 1) != 0;
+        const int index = first + tile_column<S::kAcross>(nt, c, across());
         FGK_UNROLL
         for (int mt = 0; mt < kRowTiles; ++mt) {
           FGK_UNROLL
-          for (int h = 0; h < 2; ++h) consider(best[mt][h], acc[mt][nt][2 * h + c], index);
+          for (int h = 0; h < 2; ++h) consider(best[mt][h], acc[mt][nt][2 * h + c], index, allowed);
         }
       }
     }
@@ -363,12 +327,10 @@ struct ForwardBlock {
         Best<Acc> b = best[mt][h];
         FGK_UNROLL
         for (int mask = 1; mask <= 2; mask *= 2) {
-          const Acc value = dev::shfl_xor(b.value, mask);
-          const int index = dev::shfl_xor(b.index, mask);
-          b = better_of(b, {value, index});
+          b = better_of(b, from_lane(b, mask));
         }
-        if ((lane & 3) != 0) continue;
-        const int place = across * S::kRows + down * kSlotRows + tile_row(mt, h);
+        if ((dev::lane() & 3) != 0) continue;
+        const int place = across() * S::kRows + down() * kSlotRows + tile_row(mt, h);
         row_best.st(place, b.value);
         row_index.st(place, b.index);
       }
@@ -387,8 +349,8 @@ struct ForwardBlock {
       const int j = dev::warp();
       const Slot own = slot_at(j);
       const int64_t base = slot_base.ld(j);
-      const bool inside = lane < own.rows;
-      const bool counts = inside && (!p.rows.mask || p.rows.mask.ld(base + own.token + lane));
+      const bool inside = dev::lane() < own.rows;
+      const bool counts = inside && (!p.rows.mask || p.rows.mask.ld(base + own.token + dev::lane()));
       Best<Acc> b{0, -1};
       if (some && counts) {
         b = row_entry(0, j);
@@ -396,14 +358,14 @@ struct ForwardBlock {
         if (p.zero_padding) raise_to_zero(b, about.first_masked);
       }
       if (S::kIndices && inside) {
-        p.row.store_index(base * p.row.index_x + y * p.row.index_y + own.token + lane, b.index);
+        p.row.store_index(base * p.row.index_x + y * p.row.index_y + own.token + dev::lane(), b.index);
       }
       const Acc total = dev::warp_sum(b.value);
-      if (lane == 0) {
+      if (dev::lane() == 0) {
         if (p.partial) {
           const int64_t partners = p.paired > 0 ? p.paired : p.stream.batch;
-          const int64_t k = p.paired > 0 ? y % p.paired : y;
-          if (own.sample >= 0) p.partial.st((static_cast<int64_t>(group) * S::kDown + j) * partners + k, total);
+          const int64_t k = p.paired > 0 ? y - own.sample * p.paired : y;
+          if (own.sample >= 0) p.partial.st((static_cast<int64_t>(group()) * S::kDown + j) * partners + k, total);
         } else {
           slot_total.st(j, total);
         }
@@ -413,7 +375,7 @@ struct ForwardBlock {
     dev::sync_block();
     const int per_sample = p.slots_per_sample;
     const int s = dev::tid();
-    if (s >= samples) return;
+    if (s >= samples()) return;
     const Slot own = slot_at(s * per_sample);
     if (own.sample < 0) return;
     Acc total = 0;
@@ -425,7 +387,7 @@ struct ForwardBlock {
   }
 
   FGK_DEVICE Best<Acc> row_entry(int w, int j) const {
-    const int place = w * S::kRows + j * kSlotRows + lane;
+    const int place = w * S::kRows + j * kSlotRows + dev::lane();
     return {row_best.ld(place), row_index.ld(place)};
   }
 
@@ -433,7 +395,7 @@ struct ForwardBlock {
 
   // The best row of this warp's slot for each of its columns, joined over the eight lanes that share a column.
   FGK_DEVICE void share_columns(const Acc (&acc)[kRowTiles][S::NT][4]) {
-    const Slot own = slot_at(down);
+    const Slot own = slot_at(down());
     const int first_valid = own.sample < 0 ? 0 : p.rows.about(own.sample).first_valid;
     bool counts[kRowTiles][2];
     FGK_UNROLL
@@ -441,33 +403,56 @@ struct ForwardBlock {
       FGK_UNROLL
       for (int h = 0; h < 2; ++h) {
         const int row = tile_row(mt, h);
-        counts[mt][h] = row < own.rows && (!p.rows.mask || p.rows.mask.ld(slot_base.ld(down) + own.token + row));
+        counts[mt][h] = row < own.rows && (!p.rows.mask || p.rows.mask.ld(slot_base.ld(down()) + own.token + row));
       }
     }
+    Best<Acc> best_row[2 * S::NT];
     FGK_UNROLL
     for (int nt = 0; nt < S::NT; ++nt) {
-      if (nt / 2 >= tile.pairs) break;
       FGK_UNROLL
       for (int c = 0; c < 2; ++c) {
-        Best<Acc> b{-kInfinity<Acc>, first_valid};
+        Best<Acc>& b = best_row[2 * nt + c];
+        b = {-kInfinity<Acc>, first_valid};
         FGK_UNROLL
         for (int mt = 0; mt < kRowTiles; ++mt) {
           FGK_UNROLL
           for (int h = 0; h < 2; ++h) {
-            if (counts[mt][h]) consider(b, acc[mt][nt][2 * h + c], own.token + tile_row(mt, h));
+            consider(b, acc[mt][nt][2 * h + c], own.token + tile_row(mt, h), counts[mt][h]);
           }
         }
-        FGK_UNROLL
-        for (int mask = 4; mask <= 16; mask *= 2) {
-          const Acc value = dev::shfl_xor(b.value, mask);
-          const int index = dev::shfl_xor(b.index, mask);
-          b = better_of(b, {value, index});
-        }
-        if (lane >= 4) continue;
-        const int place = down * S::kTile + tile_column<S::kAcross>(nt, c, across);
-        column_best.st(place, b.value);
-        column_index.st(place, b.index);
       }
+    }
+    join_columns<2 * S::NT, 16>(best_row, 0);
+  }
+
+  // Joins the eight lanes (4 g + t, all g) that share columns, lane bits 16, 8 and 4 one after the other. At each the
+  // lanes split the columns: each gives one half away and joins the other half, so less is exchanged every time.
+  // best_row holds columns [first, first + kCount) of the tile in the order 2 nt + c.
+  template <int kCount, int kMask>
+  FGK_DEVICE void join_columns(Best<Acc> (&best_row)[2 * S::NT], int first) {
+    if constexpr (kMask < 4) {
+      FGK_UNROLL
+      for (int k = 0; k < kCount; ++k) {
+        const int place = down() * S::kTile + tile_column<S::kAcross>((first + k) / 2, (first + k) & 1, across());
+        column_best.st(place, best_row[k].value);
+        column_index.st(place, best_row[k].index);
+      }
+    } else if constexpr (kCount % 2 == 0) {
+      const bool upper = (dev::lane() & kMask) != 0;
+      constexpr int kHalf = kCount / 2;
+      FGK_UNROLL
+      for (int k = 0; k < kHalf; ++k) {
+        const Best<Acc> kept = upper ? best_row[k + kHalf] : best_row[k];
+        const Best<Acc> given = upper ? best_row[k] : best_row[k + kHalf];
+        best_row[k] = better_of(kept, from_lane(given, kMask));
+      }
+      join_columns<kHalf, kMask / 2>(best_row, first + (upper ? kHalf : 0));
+    } else {
+      static_assert(kMask == 4, "nothing is exchanged after lanes have returned");
+      FGK_UNROLL
+      for (int k = 0; k < kCount; ++k) best_row[k] = better_of(best_row[k], from_lane(best_row[k], kMask));
+      if ((dev::lane() & kMask) != 0) return;  // the other lane stores the same
+      join_columns<kCount, kMask / 2>(best_row, first);
     }
   }
 
@@ -475,13 +460,13 @@ struct ForwardBlock {
   FGK_DEVICE void finish_column_tile(int64_t y, int first, int columns) {
     dev::sync_block();
     const int s = dev::warp();
-    if (s >= samples) return;
+    if (s >= samples()) return;
     const Slot own = slot_at(s * p.slots_per_sample);
     if (own.sample < 0) return;
     const SampleFacts about = p.rows.about(own.sample);
     const int64_t base = p.stream.token_base(y);
     FGK_NO_UNROLL
-    for (int column = lane; column < columns; column += 32) {
+    for (int column = dev::lane(); column < columns; column += 32) {
       const bool counts = !p.stream.mask || p.stream.mask.ld(base + first + column);
       Best<Acc> b{0, -1};
       if (counts && about.valid > 0) {
@@ -509,7 +494,7 @@ struct ForwardBlock {
     const int s = dev::warp();
     Acc total = dev::warp_sum(column_sum);
     column_sum = 0;
-    if (s >= samples || lane != 0) return;
+    if (s >= samples() || dev::lane() != 0) return;
     const Slot own = slot_at(s * p.slots_per_sample);
     if (own.sample < 0) return;
     const int valid = p.stream.about(y).valid;
@@ -534,7 +519,7 @@ struct ForwardBlock {
       const int tokens = p.stream.tokens(y);
       start_rows(p.stream.about(y).first_valid);
       for (int first = 0; first < tokens; first += S::kTile) {
-        const int columns = tokens - first < S::kTile ? tokens - first : S::kTile;
+        const int columns = dev::min(tokens - first, S::kTile);
         multiply_tile(columns, acc);
         const uint32_t valid = valid_columns(y, first, columns, acc);
         update_rows(first, valid, acc);

@@ -33,8 +33,10 @@ constexpr int kMaxDown = 8;  // slots of a block at most: samples up to 256 toke
 inline int64_t slots_of(int64_t tokens) { return (tokens + kSlotRows - 1) / kSlotRows; }
 
 // n8 tiles per warp: as wide as the registers allow.
-template <class T, int kDown>
-constexpr int kTilesAcross = sizeof(T) == 2 && kDown > 1 ? 8 : 4;
+template <class T, int kDown, bool kColumns>
+constexpr int kTilesAcross = sizeof(T) > 2 || kDown == 1 ? 4
+                             : kColumns                  ? 10
+                                                         : 8;
 
 // How a block stages its operands within the device's shared memory.
 struct Staging {
@@ -88,9 +90,9 @@ template <class T, int kDown, bool kColumns>
 void launch_forward(Call& call, ForwardParams<T, typename MathOf<T>::type::Acc>& p, int64_t partners) {
   using Math = typename MathOf<T>::type;
   if (p.row.narrow || p.row.wide || p.column.narrow || p.column.wide) {
-    launch_forward<ForwardShape<Math, kDown, kTilesAcross<T, kDown>, kColumns, true>>(call, p, partners);
+    launch_forward<ForwardShape<Math, kDown, kTilesAcross<T, kDown, kColumns>, kColumns, true>>(call, p, partners);
   } else {
-    launch_forward<ForwardShape<Math, kDown, kTilesAcross<T, kDown>, kColumns, false>>(call, p, partners);
+    launch_forward<ForwardShape<Math, kDown, kTilesAcross<T, kDown, kColumns>, kColumns, false>>(call, p, partners);
   }
 }
 

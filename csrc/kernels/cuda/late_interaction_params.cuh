@@ -125,10 +125,12 @@ FGK_DEVICE bool is_nan(V v) {
   return v != v;
 }
 
-// A later candidate wins if it is larger, or the first NaN.
+// A later candidate, if allowed, wins when it is larger, or the first NaN. Without branches.
 template <class V>
-FGK_DEVICE void take(Best<V>& best, V value, int index) {
-  if (!(value <= best.value) && best.value == best.value) best = {value, index};
+FGK_DEVICE void take(Best<V>& best, V value, int index, bool allowed) {
+  const bool wins = allowed & !(value <= best.value) & !is_nan(best.value);
+  best.value = wins ? value : best.value;
+  best.index = wins ? index : best.index;
 }
 
 // Joins two maxima of interleaved candidates: NaN over numbers, then the larger, then the lower index.

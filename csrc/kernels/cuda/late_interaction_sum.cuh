@@ -8,7 +8,7 @@ namespace fgk::cuda {
 
 // Scores of samples whose slots were summed one by one: thread per (sample, partner), slots in their order.
 template <class Acc>
-FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kThreads, 8) sum_slots_kernel(SumParams<Acc> p) {
+FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kThreads, 4) sum_slots_kernel(SumParams<Acc> p) {
   const bool illegal = p.illegal && p.illegal.ld(0) != 0;
   const int64_t step = dev::grid_blocks() * kThreads;
   for (int64_t i = dev::bid() * kThreads + dev::tid(); i < p.rows.batch * p.partners; i += step) {

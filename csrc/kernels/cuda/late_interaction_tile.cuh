@@ -45,11 +45,22 @@ FGK_DEVICE int tile_column(int nt, int c, int across) {
 // Row, within the warp's 32, of accumulator [mt][..] h (0 or 1) of this lane.
 FGK_DEVICE int tile_row(int mt, int h) { return mt * 16 + h * 8 + (dev::lane() >> 2); }
 
+template <class Acc, int NT>
+FGK_DEVICE void clear_tile(Acc (&acc)[kRowTiles][NT][4]) {
+  FGK_UNROLL
+  for (int mt = 0; mt < kRowTiles; ++mt) {
+    FGK_UNROLL
+    for (int nt = 0; nt < NT; ++nt) {
+      FGK_UNROLL
+      for (int c = 0; c < 4; ++c) acc[mt][nt][c] = 0;
+    }
+  }
+}
+
 template <class T_>
 struct TensorCores {
   using T = T_;
   using Acc = float;
-  static constexpr bool kBlocked = false;
 
   // Adds the product over `channels` of one staged chunk.
   template <int NT, int kAcross>
@@ -57,9 +68,8 @@ struct TensorCores {
                                   const WarpTile& tile) {
     const int lane = dev::lane();
     const int steps = (channels + 15) / 16;
-    FGK_UNROLL
-    for (int step = 0; step < kChunkElements<T> / 16; ++step) {
-      if (step >= steps) break;
+    FGK_NO_UNROLL
+    for (int step = 0; step < steps; ++step) {
       uint32_t rows[kRowTiles][4];
       FGK_UNROLL
       for (int mt = 0; mt < kRowTiles; ++mt) {
@@ -94,12 +104,13 @@ template <class T_>
 struct MultiplyAdd {
   using T = T_;
   using Acc = T_;
-  // float sums depth in blocks, so that a depth of thousands keeps its digits.
-  static constexpr bool kBlocked = sizeof(T) == 4;
 
+  // Each chunk is summed on its own, so that a depth of thousands keeps its digits.
   template <int NT, int kAcross>
   FGK_DEVICE static void multiply(T (&acc)[kRowTiles][NT][4], sptr<T> a, sptr<T> b, int channels,
                                   const WarpTile& tile) {
+    T chunk[kRowTiles][NT][4];
+    clear_tile(chunk);
     const int units = (channels + kUnitElements<T> - 1) / kUnitElements<T>;
     FGK_NO_UNROLL
     for (int unit = 0; unit < units; ++unit) {
@@ -124,10 +135,18 @@ struct MultiplyAdd {
             for (int h = 0; h < 2; ++h) {
               FGK_UNROLL
               for (int e = 0; e < kUnitElements<T>; ++e)
-                acc[mt][nt][2 * h + c] += rows[mt][h].value[e] * column.value[e];
+                chunk[mt][nt][2 * h + c] += rows[mt][h].value[e] * column.value[e];
             }
           }
         }
+      }
+    }
+    FGK_UNROLL
+    for (int mt = 0; mt < kRowTiles; ++mt) {
+      FGK_UNROLL
+      for (int nt = 0; nt < NT; ++nt) {
+        FGK_UNROLL
+        for (int c = 0; c < 4; ++c) acc[mt][nt][c] += chunk[mt][nt][c];
       }
     }
   }
