@@ -48,22 +48,6 @@ FGK_HOST_DEVICE constexpr int64_t shared_bytes(int64_t count) {
 
 FGK_HOST_DEVICE float to_float(float x) { return x; }
 
-// Number of the lowest bit set (bits is not 0), and how many are set.
-FGK_HOST_DEVICE int first_bit(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __ffs(static_cast<int>(bits)) - 1;
-#else
-  return __builtin_ctz(bits);
-#endif
-}
-FGK_HOST_DEVICE int count_bits(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __popc(bits);
-#else
-  return __builtin_popcount(bits);
-#endif
-}
-
 // Sum of all lanes' values, in every lane; the order of the additions is the same in every lane and every run.
 template <class T>
 FGK_DEVICE T warp_sum(T v FGK_SITE_PARAMETER) {

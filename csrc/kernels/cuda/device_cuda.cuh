@@ -347,6 +347,10 @@ FGK_HOST_DEVICE bool isnan(double x) { return x != x; }
 FGK_HOST_DEVICE float fma(float a, float b, float c) { return fmaf(a, b, c); }
 FGK_HOST_DEVICE double fma(double a, double b, double c) { return ::fma(a, b, c); }
 
+// Number of the lowest bit set (bits is not 0), and how many are set.
+FGK_DEVICE int first_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
+FGK_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+
 // Approximations of the special function unit, relative error about 2^-22; denormal operands and results are zero.
 FGK_DEVICE float exp2_fast(float x) {
   float y;

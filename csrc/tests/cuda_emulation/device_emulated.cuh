@@ -17,6 +17,7 @@
 #define FGK_HOST_DEVICE inline
 #define FGK_LAUNCH_BOUNDS(threads, min_blocks)
 #define FGK_UNROLL
+#define FGK_NO_UNROLL
 #define FGK_SITE_PARAMETER , ::fgk::emulation::Site site = ::fgk::emulation::Site::here()
 #define FGK_SITE_ARGUMENT , site
 

@@ -268,6 +268,36 @@ TEST(comparisons_and_fused_multiply_add) {
   for (int i = 0; i < 8; ++i) CHECK_EQ(out.host[i], expected[i]);
 }
 
+FGK_GLOBAL void bits_kernel(gptr<const uint32_t> in, gptr<int32_t> out) {
+  const uint32_t bits = in.ld(dev::tid());
+  out.st(2 * dev::tid(), dev::first_bit(bits));
+  out.st(2 * dev::tid() + 1, dev::count_bits(bits));
+}
+
+TEST(bits_are_found_and_counted) {
+  Array<uint32_t> in(96);
+  for (int i = 0; i < 32; ++i) in.host[i] = uint32_t{1} << i;
+  for (int i = 0; i < 32; ++i) in.host[32 + i] = 0xFFFFFFFFu << i;
+  for (int i = 0; i < 32; ++i) in.host[64 + i] = 0x80000000u | (static_cast<uint32_t>(i) * 0x01234567u) | 0x100u;
+  Array<int32_t> out(2 * 96);
+  dev::Buffers buffers;
+  dev::launch("bits", bits_kernel, {1, 96, 0}, nullptr, buffers.in(in.to_device(), 96, "in"),
+              buffers.out(out.to_device(), out.count(), "out"));
+  out.from_device();
+  for (int i = 0; i < 96; ++i) {
+    int first = 0;
+    int count = 0;
+    for (int bit = 31; bit >= 0; --bit) {
+      if (in.host[i] / (uint32_t{1} << bit) % 2 == 1) {
+        first = bit;
+        ++count;
+      }
+    }
+    CHECK_EQ(out.host[2 * i], first);
+    CHECK_EQ(out.host[2 * i + 1], count);
+  }
+}
+
 // ---- atomics
 
 // Every thread adds 1 to one of three global counters and to one of two in shared memory.

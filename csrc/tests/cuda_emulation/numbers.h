@@ -101,6 +101,9 @@ inline bool isnan(double x) { return x != x; }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
 
+inline int first_bit(uint32_t bits) { return __builtin_ctz(bits); }
+inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
+
 inline float exp2_fast(float x) { return detail::flush(std::exp2(detail::flush(x))); }
 inline float exp_fast(float x) { return exp2_fast(x * 1.4426950408889634f); }
 inline float log2_fast(float x) { return std::log2(detail::flush(x)); }
