@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import registry, report, results
+from . import devices, registry, report, results
 from .runner import Settings, run
 
 QUICK_BUDGET_SECONDS = 3.0
@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     choose.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     choose.add_argument("--no-memory", action="store_true", help="leave extra peak memory out")
     how = parser.add_argument_group("how")
+    how.add_argument("--device", choices=devices.DEVICES, default="cpu", help="where tensors live (default: cpu)")
     how.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="threads (default: all cores)")
     how.add_argument("--rounds", type=_positive, help="a fixed number of rounds instead of a budget")
     how.add_argument("--budget", type=float, help="seconds of rounds per case (default: 12, quick: 3)")
@@ -64,6 +65,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         compile=not (options.no_compile or options.quick),
         memory=not (options.no_memory or options.quick),
         tiny=options.tiny,
+        device=options.device,
     )
 
 
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        selected = registry.select(options.family, options.case, options.quick)
+        selected = registry.select(options.family, options.case, options.quick, options.device)
         old = results.load(options.compare) if options.compare else None
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -85,6 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for _, case in selected:
             print(f"{case.family}/{case.name:<20} {case.cache:<5} {case.title}")
         return 0
+    try:
+        devices.find(options.device)
+    except ValueError as error:
+        parser.error(f"--{error}")
     document = run(selected, _settings(options), _say)
     written = report.write(document, options.out, _say)
     if options.json:

@@ -51,23 +51,26 @@ def _version(package: str) -> str | None:
         return None
 
 
-def collect() -> dict[str, Any]:
+def collect(device: str = "cpu") -> dict[str, Any]:
     """The environment block of a result file."""
     import torch
 
     from fgkernels import _backend
     from fgkernels._version import __version__
 
+    from . import devices
+
     module = native()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_name(),
+        "gpu": devices.find(device).facts(),
         "cores": os.cpu_count(),
         "last_level_cache_bytes": last_level_cache_bytes(),
         "system": f"{platform.system()} {platform.machine()}",
         "isa": module.isa() if module else None,
         "build": module.build_info() if module else None,
-        "backends": {row.op: row.backend for row in _backend.describe() if row.device == "cpu"},
+        "backends": {row.op: row.backend for row in _backend.describe() if row.device == device},
         "fgkernels": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

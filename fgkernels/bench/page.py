@@ -58,6 +58,7 @@ def _cell(value: str) -> str:
 def _facts(document: dict[str, Any]) -> str:
     env, settings = document["environment"], document["settings"]
     facts = {
+        **{f"GPU {name}": value for name, value in (env.get("gpu") or {}).items()},
         "CPU": f"{env['cpu']}, {env['cores']} cores",
         "threads": settings["threads"],
         "ISA level": env["isa"] or "unknown",

@@ -58,12 +58,13 @@ class Bar:
 
     metric "ratio": time of ``against`` over ours, at least ``target``; ``against`` is a group, an implementation's name
     or "fastest". metric "limit": our fraction of the binding machine limit, at least ``target``. metric "memory": our
-    extra peak memory over that of ``against``, at most ``target``.
+    extra peak memory over that of ``against``, at most ``target``. It holds on ``device``.
     """
 
     metric: str
     target: float
     against: str = "fastest"
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Case:
             gradients (Frobenius norm of the error over that of the gradient).
         cache: "warm" (an untimed call of the same implementation comes first) or "cold" (caches are flushed first).
         overhead: the call is too small for the machine's limits to mean anything.
+        devices: where it is worth running.
         measure_memory, quick: whether extra peak memory is measured; whether ``--quick`` includes the case.
     """
 
@@ -104,6 +106,7 @@ class Case:
     grad_tolerance: float = 1e-2
     cache: str = "warm"
     overhead: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
     measure_memory: bool = True
     quick: bool = False
     bars: tuple[Bar, ...] = field(default=())
@@ -139,14 +142,16 @@ def load(module: str) -> tuple[Case, ...]:
     return cases
 
 
-def select(family: Iterable[str] = (), case: Iterable[str] = (), quick: bool = False) -> list[tuple[str, Case]]:
-    """(module, case) pairs that match: families by name (none: all), cases by glob (none: all)."""
+def select(
+    family: Iterable[str] = (), case: Iterable[str] = (), quick: bool = False, device: str = "cpu"
+) -> list[tuple[str, Case]]:
+    """(module, case) pairs of a device that match: families by name (none: all), cases by glob (none: all)."""
     known = families()
     for name in family:
         if name not in known:
             raise ValueError(f"family: expected one of {sorted(known)}, got {name!r}")
     wanted, globs = list(family) or list(known), list(case)
-    chosen = [(known[name], item) for name in wanted for item in load(known[name])]
+    chosen = [(known[name], item) for name in wanted for item in load(known[name]) if device in item.devices]
     if globs:
         chosen = [(m, c) for m, c in chosen if any(fnmatch.fnmatchcase(c.name, glob) for glob in globs)]
     elif quick:

@@ -27,7 +27,9 @@ METHOD = (
     "intermediate tensors don't count as work. Warm: an untimed call of the same implementation comes first "
     "unless the slowest one of the case takes over a quarter of a second; cold: more memory than the last-level "
     "cache holds is overwritten first. Extra memory is the highest resident size of a fresh process during one "
-    "call, less the inputs and what the call returns."
+    "call, less the inputs and what the call returns. On a GPU time is that between two events on the stream, the "
+    "limits are torch.matmul of 8192 × 8192 matrices in the same type and a copy (bytes read and written), and extra "
+    "memory is the peak of torch's allocator."
 )
 
 
@@ -91,7 +93,11 @@ def bar_text(bar: results.Record) -> str:
 def machine_text(document: dict[str, Any]) -> str:
     """One line on what the numbers were measured on."""
     env, settings = document["environment"], document["settings"]
+    gpu = env.get("gpu")
+    served = ", ".join(sorted(set(env["backends"].values())))
+    machine = [f"{gpu['name']} (CUDA {gpu['cuda']})", f"our ops on {served}"] if gpu else []
     parts = [
+        *machine,
         f"{env['cpu']} ({env['cores']} cores)",
         f"{settings['threads']} threads",
         f"ISA level {env['isa'] or 'unknown'}",
@@ -107,7 +113,7 @@ def warnings(document: dict[str, Any]) -> list[str]:
     env, found = document["environment"], []
     if env["load_average"] is not None and env["load_average"] > BUSY * env["cores"]:
         found.append(f"BUSY MACHINE: load {env['load_average']:.1f} at the start")
-    served = sorted(set(env["backends"].values()) - {"cpu"})
+    served = sorted(set(env["backends"].values()) - {"cpu", "cuda", "triton"})
     if served:
         found.append(f"OUR OPS WERE SERVED BY {', '.join(served).upper()}, not by a kernel")
     if document["settings"]["tiny"]:

@@ -2,8 +2,8 @@
 """From readings to a result file. The JSON document:
 
     schema        "fgkernels.bench/1"
-    environment   date, cpu, isa, build (compiler, flags), versions, load average at the start
-    settings      threads, budget (s), rounds, peers, compile, memory, tiny
+    environment   date, cpu, gpu (null on the CPU), isa, build (compiler, flags), versions, load average at the start
+    settings      threads, budget (s), rounds, peers, compile, memory, tiny, device ("cpu" | "cuda")
     cases         a list of records:
         family, name, title, shape, dtype, cache ("warm" | "cold"), backward, status ("ok" | "FAILED"), problem
         flops, bytes, intensity (FLOP per compulsory byte)
@@ -11,7 +11,8 @@
         refused         name -> why it wasn't run
         warm_call       an untimed call of the same implementation preceded each timed one
         limit           kind ("compute" | "memory" | null), unit, value (median of the probe between the rounds),
-                        fma (GFLOP/s) and read (GB/s) before the rounds, problem
+                        fma (GFLOP/s) and read (GB/s) before the rounds, problem; on a GPU these are torch.matmul of
+                        8192 x 8192 matrices and a copy, which counts bytes read and written
         implementations name -> group; seconds (median, q1, q3, minimum, maximum, count); samples (seconds a call, one
                         per round); calls_per_sample; rate (GFLOP/s); bandwidth (GB/s of compulsory traffic);
                         of_limit (median, q1, q3 ... of the round's rate over the round's probe, or null);
@@ -131,6 +132,8 @@ def judge(record: Record, case: Case, settings: Settings) -> None:
     """Fill in ``bars``; at tiny shapes they are left open."""
     record["bars"] = []
     for bar in case.bars:
+        if bar.device != settings.device:
+            continue
         value = _bar_value(record, bar.metric, bar.against, case.candidate.name)
         met = None
         if value is not None and not settings.tiny:

@@ -33,6 +33,7 @@ class Settings:
     compile: bool = True
     memory: bool = True
     tiny: bool = False
+    device: str = "cpu"
 
 
 class WorkerFailed(RuntimeError):
@@ -70,7 +71,7 @@ def run_worker(
     # Peers come before torch: their runtimes clash with torch's when loaded after it.
     code = "".join(f"import {name}\n" for name in preload) + "from fgkernels.bench.worker import main\nmain()\n"
     variables = _worker_environment(settings.threads)
-    if mode == "memory":
+    if mode == "memory" and settings.device == "cpu":
         variables.update(memory.ALLOCATOR_ENVIRONMENT)
     with tempfile.TemporaryDirectory(prefix="fgkernels-bench-") as folder:
         files = {name: Path(folder, name) for name in ("job", "result", "note")}
@@ -84,6 +85,7 @@ def run_worker(
             "rounds": settings.rounds,
             "min_rounds": settings.min_rounds,
             "tiny": settings.tiny,
+            "device": settings.device,
             "result": str(files["result"]),
             "note": str(files["note"]),
         }
@@ -116,6 +118,8 @@ def _sort_out(case: Case, settings: Settings) -> tuple[list[Implementation], dic
         if item.group == "peer" and not settings.peers or item.group == "compiled" and not settings.compile:
             continue
         reason = item.refuse(shape)
+        if reason is None and item.group == "peer" and settings.device != "cpu":
+            reason = "computes on the CPU"
         if reason is None and item.module and importlib.util.find_spec(item.module) is None:
             reason = f"{item.module} isn't installed"
         if reason:
@@ -174,7 +178,7 @@ def run(
     """Measure all selected cases; ``progress`` gets one line before and one after each."""
     document = {
         "schema": results.SCHEMA,
-        "environment": environment.collect(),
+        "environment": environment.collect(settings.device),
         "settings": {name: getattr(settings, name) for name in settings.__dataclass_fields__},
         "cases": [],
     }

@@ -18,6 +18,8 @@ MIN_SAMPLE_SECONDS = 0.005
 MAX_REPEATS = 20_000
 WARM_CALL_LIMIT_SECONDS = 0.25
 
+Timer = Callable[[Callable[[], object], int], float]
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -66,16 +68,17 @@ class Timings:
         return max((len(samples) for samples in self.seconds.values()), default=0)
 
 
-def _time_calls(call: Callable[[], object], repeats: int) -> float:
+def time_calls(call: Callable[[], object], repeats: int) -> float:
+    """Seconds per call by the wall clock."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
     return (time.perf_counter() - start) / repeats
 
 
-def _estimate(call: Callable[[], object]) -> float:
+def _estimate(call: Callable[[], object], timer: Timer) -> float:
     call()
-    return min(_time_calls(call, 1) for _ in range(2))
+    return min(timer(call, 1) for _ in range(2))
 
 
 def measure(
@@ -87,6 +90,7 @@ def measure(
     min_rounds: int = 5,
     max_rounds: int = 100,
     flush: Callable[[], object] | None = None,
+    timer: Timer | None = None,
 ) -> Timings:
     """Time ``calls`` in turn, A B C A B C ..., with the probes between rounds.
 
@@ -97,10 +101,12 @@ def measure(
         rounds: a fixed number of rounds instead.
         flush: empties the caches; called before each timed call (cold cache). Without it the cache is warm: an untimed
             call of the same implementation comes first, unless the slowest call takes over a quarter of a second.
+        timer: (call, repeats) -> seconds per call; default: the wall clock.
     """
     if not calls:
         raise ValueError("calls: expected at least one, got none")
-    estimates = {name: _estimate(call) for name, call in calls.items()}
+    timer = timer or time_calls
+    estimates = {name: _estimate(call, timer) for name, call in calls.items()}
     timings = Timings(
         seconds={name: [] for name in calls},
         probes={name: [] for name in probes or {}},
@@ -126,7 +132,7 @@ def measure(
                     flush()
                 elif timings.warm_call:
                     calls[name]()
-                timings.seconds[name].append(_time_calls(calls[name], timings.repeats[name]))
+                timings.seconds[name].append(timer(calls[name], timings.repeats[name]))
             for name, probe in (probes or {}).items():
                 timings.probes[name].append(probe())
     finally:

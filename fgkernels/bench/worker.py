@@ -15,10 +15,7 @@ from typing import Any
 
 import torch
 
-from . import environment, gate, memory, registry, timing
-
-PROBE_SECONDS = 0.05
-FLUSH_MINIMUM_BYTES = 64 << 20
+from . import devices, gate, memory, registry, timing
 
 
 def _failure(error: BaseException) -> str:
@@ -31,39 +28,33 @@ def _grad_mode(case: registry.Case) -> contextlib.AbstractContextManager[Any]:
 
 
 class Limits:
-    """The machine's limits for one case: which one binds, and its probe."""
+    """The device's limits for one case: which one binds, and its probe."""
 
-    def __init__(self, case: registry.Case, shape: registry.Shape, threads: int) -> None:
+    def __init__(self, case: registry.Case, shape: registry.Shape, device: devices.Device, threads: int) -> None:
         self.kind: str | None = None
         self.fma: float | None = None
         self.read: float | None = None
         self.problem: str | None = None
         self.probes: dict[str, Callable[[], float]] = {}
-        module = environment.native()
         if case.overhead:
             self.problem = "too small: the cost of a call is measured"
-        elif module is None:
-            self.problem = "fgkernels._native, which holds the probes, isn't built"
-        else:
-            fma = lambda: module.probe_fma(case.probe, threads, PROBE_SECONDS)  # noqa: E731
-            read = lambda: module.probe_read(threads=threads, seconds=PROBE_SECONDS)  # noqa: E731
-            self.fma, self.read = fma(), read()
-            compute = case.flops(shape) / case.bytes(shape) >= self.fma / self.read
-            self.kind = "compute" if compute else "memory"
-            self.probes = {"limit": fma if compute else read}
-
-
-def _flusher() -> Callable[[], object]:
-    """Overwrites more than the last-level cache holds, on all threads."""
-    size = max(FLUSH_MINIMUM_BYTES, 2 * (environment.last_level_cache_bytes() or 0))
-    buffer = torch.zeros(size // 4)
-    return lambda: buffer.add_(1.0)
+            return
+        try:
+            fma, read = device.probes(case, threads)
+        except devices.NoLimits as error:
+            self.problem = str(error)
+            return
+        self.fma, self.read = fma(), read()
+        compute = case.flops(shape) / case.bytes(shape) >= self.fma / self.read
+        self.kind = "compute" if compute else "memory"
+        self.probes = {"limit": fma if compute else read}
 
 
 def time_case(case: registry.Case, job: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
     """Gate, then interleaved timing of everything that passed."""
     shape = case.tiny if job["tiny"] else case.shape
-    inputs = case.inputs(shape)
+    device = devices.find(job["device"])
+    inputs = device.place(case.inputs(shape))
     with _grad_mode(case):
         note("reference")
         expected = case.reference(inputs)
@@ -90,14 +81,15 @@ def time_case(case: registry.Case, job: dict[str, Any], note: Callable[[str], No
         if case.candidate.name not in calls:
             return result
         note("timing")
-        limits = Limits(case, shape, job["threads"])
+        limits = Limits(case, shape, device, job["threads"])
         timings = timing.measure(
             calls,
             limits.probes,
             budget=job["budget"],
             rounds=job["rounds"],
             min_rounds=job["min_rounds"],
-            flush=_flusher() if case.cache == "cold" else None,
+            flush=device.flusher() if case.cache == "cold" else None,
+            timer=device.time_calls,
         )
     result["timings"] = {
         "seconds": timings.seconds,
@@ -115,15 +107,16 @@ def measure_memory(case: registry.Case, job: dict[str, Any], note: Callable[[str
     (name,) = job["names"]
     implementation = next(item for item in case.implementations if item.name == name)
     note(name)
+    device = devices.find(job["device"])
     with _grad_mode(case):
         if not implementation.compiles:
-            implementation.prepare(case.inputs(case.tiny))()
-        call = implementation.prepare(case.inputs(case.tiny if job["tiny"] else case.shape))
+            implementation.prepare(device.place(case.inputs(case.tiny)))()
+        call = implementation.prepare(device.place(case.inputs(case.tiny if job["tiny"] else case.shape)))
         if implementation.compiles:
             # Compiling, which happens at the real shape, isn't the call's memory.
             call()
         try:
-            return {"memory": memory.measure_peak(call).as_dict()}
+            return {"memory": device.measure_peak(call).as_dict()}
         except memory.MemoryNotMeasured as error:
             return {"memory": None, "problem": str(error)}
 

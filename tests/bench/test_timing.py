@@ -36,7 +36,7 @@ def test_paired_ratio_is_immune_to_drift_that_unpaired_medians_are_not():
 def _record(monkeypatch, **options):
     """The order of calls in ``measure``; every block of calls takes a made-up second."""
     log: list[str] = []
-    monkeypatch.setattr(timing, "_time_calls", lambda call, repeats: (call(), 1.0)[1])
+    monkeypatch.setattr(timing, "time_calls", lambda call, repeats: (call(), 1.0)[1])
     calls = {name: (lambda name=name: log.append(name)) for name in "ab"}
     probes = {"limit": lambda: (log.append("probe"), 7.0)[1]}
     return log, timing.measure(calls, probes, **options)
@@ -54,7 +54,7 @@ def test_every_round_runs_all_once_then_the_probe(monkeypatch):
 
 def test_cold_cache_flushes_before_each_timed_call(monkeypatch):
     log: list[str] = []
-    monkeypatch.setattr(timing, "_time_calls", lambda call, repeats: (call(), 1e-6)[1])
+    monkeypatch.setattr(timing, "time_calls", lambda call, repeats: (call(), 1e-6)[1])
     calls = {name: (lambda name=name: log.append(name)) for name in "ab"}
     timings = timing.measure(calls, rounds=2, flush=lambda: log.append("flush"))
     assert log[6:] == ["flush", "a", "flush", "b", "flush", "b", "flush", "a"]
@@ -63,7 +63,7 @@ def test_cold_cache_flushes_before_each_timed_call(monkeypatch):
 
 def test_warm_cache_precedes_short_calls_and_repeats_them(monkeypatch):
     log: list[str] = []
-    monkeypatch.setattr(timing, "_time_calls", lambda call, repeats: (log.append(f"timed {repeats}"), 1e-3)[1])
+    monkeypatch.setattr(timing, "time_calls", lambda call, repeats: (log.append(f"timed {repeats}"), 1e-3)[1])
     timings = timing.measure({"a": lambda: log.append("warm")}, rounds=1)
     assert log[-2:] == ["warm", f"timed {round(timing.MIN_SAMPLE_SECONDS / 1e-3)}"]
     assert timings.warm_call

@@ -113,7 +113,7 @@ def _filip_case(
         reference=double(make(work.filip_matmul)),
         implementations=(candidate(make(fgkernels.late_interaction)), *baselines(make, functions)),
         flops=work.filip_train_flops if backward else work.filip_flops,
-        bytes=work.filip_train_bytes if backward else work.filip_bytes(work.DTYPES[dtype].itemsize),
+        bytes=(work.filip_train_bytes if backward else work.filip_bytes)(work.DTYPES[dtype].itemsize),
         dtype=dtype,
         probe=dtype,
         tolerance=TOLERANCE[dtype],
@@ -244,6 +244,7 @@ _CALL = {"Nq": 1, "Lq": 8, "Nd": 4, "Ld": 8, "D": 64}
 _SMALL = {"Nq": 1, "Lq": 32, "Nd": 100, "Ld": 180, "D": 128}
 _FILIP_196_32 = {"Na": 64, "n": 196, "Nb": 64, "m": 32, "D": 256}
 _FILIP_196_77 = {"Na": 48, "n": 196, "Nb": 48, "m": 77, "D": 256}
+_FILIP_CLIP = {"Na": 256, "n": 256, "Nb": 256, "m": 77, "D": 256}
 _FAST_TRAINING = (Bar("ratio", 4.0), Bar("memory", 0.05, "eager"))
 
 CASES = (
@@ -299,6 +300,34 @@ CASES = (
     ),
     _filip_case(
         "filip-bf16", "late_interaction bf16, 64×196×256 against 64×32×256, forward", _FILIP_196_32, "bfloat16"
+    ),
+    _filip_case(
+        "filip-clip",
+        "late_interaction bf16, 256×256×256 against 256×77×256, forward",
+        _FILIP_CLIP,
+        "bfloat16",
+        devices=("cuda",),
+        quick=True,
+        bars=(
+            Bar("limit", 0.60, device="cuda"),
+            Bar("ratio", 5.0, "eager", device="cuda"),
+            Bar("ratio", 3.0, "compiled", device="cuda"),
+        ),
+    ),
+    _filip_case(
+        "filip-clip-train",
+        "late_interaction bf16, 256×256×256 against 256×77×256, forward and backward",
+        _FILIP_CLIP,
+        "bfloat16",
+        backward=True,
+        devices=("cuda",),
+    ),
+    _maxsim_case(
+        "maxsim-collection",
+        "maxsim bf16, 32×32×128 against 10000×180×128",
+        {"Nq": 32, "Lq": 32, "Nd": 10000, "Ld": 180, "D": 128},
+        "bfloat16",
+        devices=("cuda",),
     ),
     RAGGED,
     RERANK,

@@ -149,7 +149,7 @@ def dequantize(documents: Tensor, scales: Tensor) -> Tensor:
 def padded(inputs: Inputs) -> dict[str, Tensor]:
     """Ragged documents as a padded batch with its mask."""
     lengths = inputs["document_offsets"].diff()
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     documents = inputs["documents"].new_zeros(*mask.shape, inputs["documents"].shape[-1])
     documents[mask] = inputs["documents"]
     return {"queries": inputs["queries"], "documents": documents, "mask": mask}
@@ -241,8 +241,12 @@ def filip_train_flops(shape: Shape) -> int:
     return filip_flops(shape) + 4 * pairs * (shape["n"] + shape["m"]) * shape["D"]
 
 
-def filip_train_bytes(shape: Shape) -> int:
+def filip_train_bytes(item: int) -> Callable[[Shape], int]:
     """Tokens read twice, gradients written, alignments (int16) written and read, scores and their gradients."""
-    pairs = shape["Na"] * shape["Nb"]
-    tokens = 4 * shape["D"] * (shape["Na"] * shape["n"] + shape["Nb"] * shape["m"])
-    return 3 * tokens + 2 * 2 * pairs * (shape["n"] + shape["m"]) + 2 * 8 * pairs
+
+    def count(shape: Shape) -> int:
+        pairs = shape["Na"] * shape["Nb"]
+        tokens = item * shape["D"] * (shape["Na"] * shape["n"] + shape["Nb"] * shape["m"])
+        return 3 * tokens + 2 * 2 * pairs * (shape["n"] + shape["m"]) + 2 * 8 * pairs
+
+    return count
