@@ -185,6 +185,14 @@ def _gather_blocks(named: dict[str, Any]) -> dict[str, int]:
     }
 
 
+def _scatter_shared_bytes(config: triton.Config, named: dict[str, Any]) -> int | None:
+    size, block = named["others"].element_size(), config.kwargs["BLOCK_N"]
+    # Wide types: every thread keeps its operands in registers, and larger blocks would spill.
+    if (size >= 4) != (block == 16):
+        return None
+    return block * (named["BLOCK_C"] * config.num_stages + named["BLOCK_M"] * 2) * size
+
+
 def _scatter_blocks(named: dict[str, Any]) -> dict[str, int]:
     return {"BLOCK_N": next_power_of_2(named["other_class"], 16, 2048)}
 
@@ -204,14 +212,10 @@ scatter = Kernel(
     scatter_kernel,
     [
         triton.Config({"BLOCK_N": block}, num_warps=warps, num_stages=stages)
-        for block, warps, stages in ((64, 8, 3), (32, 4, 3), (64, 4, 2), (128, 8, 2), (32, 8, 4))
+        for block, warps, stages in ((64, 8, 3), (32, 8, 3), (32, 4, 3), (64, 4, 2), (128, 8, 2), (16, 8, 2))
     ],
     ("BLOCK_M", "BLOCK_C", "other_class", "BOTH", "PACKED", "PAIRED"),
-    lambda config, named: (
-        config.kwargs["BLOCK_N"]
-        * (named["BLOCK_C"] * config.num_stages + named["BLOCK_M"] * 2)
-        * named["others"].element_size()
-    ),
+    _scatter_shared_bytes,
     _scatter_blocks,
 )
 
@@ -220,5 +224,5 @@ def owner_block(length: int, channels: int, element_size: int) -> tuple[int, int
     """(BLOCK_M, BLOCK_C) of `scatter` for samples of `length` tokens."""
     if INTERPRETED:
         return next_power_of_2(length, 16, 2048), next_power_of_2(channels, 16)
-    wide = element_size >= 4
-    return next_power_of_2(length, 16, 64 if wide else 128), next_power_of_2(channels, 16, 64 if wide else 128)
+    high = 128 if element_size <= 2 else 256 // element_size
+    return next_power_of_2(length, 16, high), next_power_of_2(channels, 16, high)

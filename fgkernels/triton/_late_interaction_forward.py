@@ -33,10 +33,9 @@ from .device import (
 def similarities(row_tokens, column_tokens, column_scales, SCALED: tl.constexpr, INTERPRETER: tl.constexpr):
     """Products of a tile of row tokens (M, K) with one of column tokens (N, K), accumulated in float32 (float64)."""
     if SCALED:
-        column_tokens = column_tokens.to(row_tokens.dtype)
         # Infinite or NaN scales meet the single entries, so that 0 * Inf is NaN as in dequantised tokens.
         special = tl.where(tl.abs(column_scales) < float("inf"), 1.0, column_scales)
-        column_tokens = (column_tokens * special[:, None]).to(row_tokens.dtype)
+        column_tokens = (column_tokens.to(tl.float32) * special[:, None]).to(row_tokens.dtype)
     return tl.dot(
         matrix_operand(row_tokens, INTERPRETER),
         tl.trans(matrix_operand(column_tokens, INTERPRETER)),
@@ -301,13 +300,16 @@ def _configs() -> list[triton.Config]:
 
 
 def _match_shared_bytes(config: triton.Config, named: dict[str, Any]) -> int:
-    """Rows and the pipelined column blocks; reductions reuse the columns' space."""
+    """Rows, the pipelined column blocks, and what reductions exchange between warps."""
     size, column_size = named["rows"].element_size(), named["columns"].element_size()
+    if size >= 4 and config.kwargs["BLOCK_N"] * size > 256:
+        return None  # every thread keeps its operands in registers, and these would spill
+    exchange = 3 * 1024
     rows = named["BLOCK_M"] * named["BLOCK_K"] * size
     columns = config.kwargs["BLOCK_N"] * named["BLOCK_K"] * max(size, column_size)
     if named["WHOLE"]:
-        return rows + columns * config.num_stages
-    return (rows + columns) * config.num_stages
+        return rows + columns * config.num_stages + exchange
+    return (rows + columns) * config.num_stages + exchange
 
 
 def _match_interpreter_blocks(named: dict[str, Any]) -> dict[str, int]:
@@ -339,13 +341,13 @@ match = Kernel(
 
 def row_block(length: int, samples: int, element_size: int, paired: bool, both: bool) -> tuple[int, int]:
     """(BLOCK_M, SAMPLE_ROWS) of `samples` times `length` row tokens: on a GPU 64 or 128 rows, whichever idle less."""
-    low, high = (16, 2048) if INTERPRETED else (16, 64 if element_size >= 4 else 128)
+    low, high = (16, 2048) if INTERPRETED else (16, 128 if element_size <= 2 else 256 // element_size)
     if not (paired or both):
         return next_power_of_2(samples * length, low, high), 0
     if INTERPRETED or length <= high // 2:
-        rows = next_power_of_2(length, high=high)
-        return next_power_of_2(rows * samples if both else rows, low, high), rows
-    block = 64 if -length % 64 < -length % high else high
+        rows = next_power_of_2(length, low if paired else 1, high)
+        return (rows if paired else next_power_of_2(rows * samples, low, high)), rows
+    block = min(64, high) if -length % 64 < -length % high else high
     return block, block
 
 
@@ -354,5 +356,5 @@ def channel_block(channels: int, element_size: int) -> tuple[int, bool]:
     if INTERPRETED:
         return next_power_of_2(channels, low=16), True
     if element_size >= 4:
-        return (32 if element_size == 4 else 16), False
+        return 16, False
     return (next_power_of_2(channels, low=16), True) if channels <= 256 else (64, False)

@@ -93,7 +93,8 @@ class Kernel:
         function: the `triton.jit` function.
         configs: candidates, best guess first. Their keyword arguments set block sizes.
         key: names of the arguments whose values choose a configuration anew (dtypes always do).
-        shared_bytes: (config, named arguments) -> bytes of shared memory, to drop those that the device cannot hold.
+        shared_bytes: (config, named arguments) -> bytes of shared memory, to drop those that the device cannot hold;
+            None for those that don't suit the arguments.
         interpreter_blocks: named arguments -> block sizes in the interpreter, where a few large blocks are fastest.
     """
 
@@ -102,7 +103,7 @@ class Kernel:
         function: Any,
         configs: Sequence[triton.Config],
         key: Sequence[str],
-        shared_bytes: Callable[[triton.Config, dict[str, Any]], int],
+        shared_bytes: Callable[[triton.Config, dict[str, Any]], int | None],
         interpreter_blocks: Callable[[dict[str, Any]], dict[str, int]],
     ) -> None:
         self.function = function
@@ -117,8 +118,10 @@ class Kernel:
 
     def fitting(self, named: dict[str, Any], limit: int) -> list[triton.Config]:
         """The configurations within `limit` bytes of shared memory; the smallest where none is."""
-        fit = [config for config in self.configs if self.shared_bytes(config, named) <= limit]
-        return fit or [min(self.configs, key=lambda config: self.shared_bytes(config, named))]
+        sizes = [(config, self.shared_bytes(config, named)) for config in self.configs]
+        sizes = [(config, size) for config, size in sizes if size is not None]
+        fit = [config for config, size in sizes if size <= limit]
+        return fit or [min(sizes, key=lambda pair: pair[1])[0]]
 
     def launch(self, device: torch.device, blocks: Callable[[dict[str, Any]], int], **arguments: Any) -> None:
         """Runs on tensors of `device`; `blocks(named arguments with block sizes)` is the size of the 1-D grid."""
