@@ -7,6 +7,7 @@
 //          all partners are compared with i, 32 at a time: a D-th of the forward's work, in plain integer compares.
 #pragma once
 
+#include "late_interaction_maxima.cuh"
 #include "late_interaction_tile.cuh"
 
 namespace fgk::cuda {

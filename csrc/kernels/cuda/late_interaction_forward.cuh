@@ -9,40 +9,10 @@
 // multiplies.
 #pragma once
 
-#include "late_interaction_tile.cuh"
+#include "late_interaction_maxima.cuh"
+#include "late_interaction_shape.cuh"
 
 namespace fgk::cuda {
-
-// kDown slots below each other, kWarps / kDown warps side by side over the columns; NT n8 tiles per warp.
-template <class Math_, int kDown_, int NT_, bool kColumns_, bool kIndices_>
-struct ForwardShape {
-  using Math = Math_;
-  using T = typename Math::T;
-  using Acc = typename Math::Acc;
-  static constexpr int kDown = kDown_;
-  static constexpr int kAcross = kWarps / kDown;
-  static constexpr int NT = NT_;
-  static constexpr int kRows = kDown * kSlotRows;
-  static constexpr int kTile = kAcross * NT * 8;
-  static constexpr bool kColumns = kColumns_;
-  static constexpr bool kIndices = kIndices_;
-
-  // Blocks per multiprocessor that the registers shall allow: both directions and fp64 take more than 128 a thread.
-  static constexpr int kMinBlocks = kColumns || sizeof(T) == 8 ? 1 : 2;
-  static constexpr int kTileElements = kTile * kChunkElements<T>;
-  static constexpr int kRowElements = kRows * kChunkElements<T>;
-  // Dynamic shared memory: the carving in ForwardBlock's constructor.
-  static constexpr int64_t block_bytes(int chunks, int stages, bool resident) {
-    using dev::shared_bytes;
-    const int64_t resident_rows = resident ? shared_bytes<T>(chunks * kRowElements) : 0;
-    const int64_t slots = shared_bytes<int64_t>(kRows) + shared_bytes<int64_t>(8) + 3 * shared_bytes<int32_t>(8);
-    const int64_t row =
-        shared_bytes<Acc>(8) + shared_bytes<Acc>(kRows * kAcross) + shared_bytes<int32_t>(kRows * kAcross);
-    const int64_t column = kColumns ? shared_bytes<Acc>(kTile * kDown) + shared_bytes<int32_t>(kTile * kDown) : 0;
-    const int64_t staging = shared_bytes<T>(stages * (kTileElements + (resident ? 0 : kRowElements)));
-    return resident_rows + staging + slots + row + column;
-  }
-};
 
 template <class S>
 struct ForwardBlock {
@@ -249,14 +219,6 @@ struct ForwardBlock {
     }
   }
 
-  // What the lane at distance `mask` has; without indices all are the same.
-  FGK_DEVICE static Best<Acc> from_lane(const Best<Acc>& best, int mask) {
-    const Acc value = dev::shfl_xor(best.value, mask);
-    if constexpr (!S::kIndices) return {value, best.index};
-    const int index = dev::shfl_xor(best.index, mask);
-    return {value, index};
-  }
-
   static constexpr uint32_t kAllColumns = 0xFFFFFFFFu >> (32 - 2 * S::NT);
 
   // Which of the accumulators' columns hold a valid token, bit 2 nt + c; int8 tokens get their scales on the way.
@@ -326,9 +288,7 @@ struct ForwardBlock {
       for (int h = 0; h < 2; ++h) {
         Best<Acc> b = best[mt][h];
         FGK_UNROLL
-        for (int mask = 1; mask <= 2; mask *= 2) {
-          b = better_of(b, from_lane(b, mask));
-        }
+        for (int mask = 1; mask <= 2; mask *= 2) b = better_of(b, from_lane<S::kIndices>(b, mask));
         if ((dev::lane() & 3) != 0) continue;
         const int place = across() * S::kRows + down() * kSlotRows + tile_row(mt, h);
         row_best.st(place, b.value);
@@ -422,37 +382,14 @@ struct ForwardBlock {
         }
       }
     }
-    join_columns<2 * S::NT, 16>(best_row, 0);
-  }
-
-  // Joins the eight lanes (4 g + t, all g) that share columns, lane bits 16, 8 and 4 one after the other. At each the
-  // lanes split the columns: each gives one half away and joins the other half, so less is exchanged every time.
-  // best_row holds columns [first, first + kCount) of the tile in the order 2 nt + c.
-  template <int kCount, int kMask>
-  FGK_DEVICE void join_columns(Best<Acc> (&best_row)[2 * S::NT], int first) {
-    if constexpr (kMask < 4) {
-      FGK_UNROLL
-      for (int k = 0; k < kCount; ++k) {
-        const int place = down() * S::kTile + tile_column<S::kAcross>((first + k) / 2, (first + k) & 1, across());
-        column_best.st(place, best_row[k].value);
-        column_index.st(place, best_row[k].index);
-      }
-    } else if constexpr (kCount % 2 == 0) {
-      const bool upper = (dev::lane() & kMask) != 0;
-      constexpr int kHalf = kCount / 2;
-      FGK_UNROLL
-      for (int k = 0; k < kHalf; ++k) {
-        const Best<Acc> kept = upper ? best_row[k + kHalf] : best_row[k];
-        const Best<Acc> given = upper ? best_row[k] : best_row[k + kHalf];
-        best_row[k] = better_of(kept, from_lane(given, kMask));
-      }
-      join_columns<kHalf, kMask / 2>(best_row, first + (upper ? kHalf : 0));
-    } else {
-      static_assert(kMask == 4, "nothing is exchanged after lanes have returned");
-      FGK_UNROLL
-      for (int k = 0; k < kCount; ++k) best_row[k] = better_of(best_row[k], from_lane(best_row[k], kMask));
-      if ((dev::lane() & kMask) != 0) return;  // the other lane stores the same
-      join_columns<kCount, kMask / 2>(best_row, first);
+    const int mine = join_lanes<S::kIndices, 2 * S::NT>(best_row);
+    if (mine < 0) return;
+    constexpr int kMine = joined(2 * S::NT);
+    FGK_UNROLL
+    for (int k = 0; k < kMine; ++k) {
+      const int place = down() * S::kTile + tile_column<S::kAcross>((mine + k) / 2, (mine + k) & 1, across());
+      column_best.st(place, best_row[k].value);
+      column_index.st(place, best_row[k].index);
     }
   }
 

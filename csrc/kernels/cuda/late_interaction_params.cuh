@@ -110,42 +110,4 @@ struct SumParams {
   bool mean;
 };
 
-// The best value so far of a maximum and who gave it.
-template <class V>
-struct Best {
-  V value;
-  int index;
-};
-
-template <class V>
-constexpr V kInfinity = static_cast<V>(__builtin_huge_val());
-
-template <class V>
-FGK_DEVICE bool is_nan(V v) {
-  return v != v;
-}
-
-// A later candidate, if allowed, wins when it is larger, or the first NaN. Without branches.
-template <class V>
-FGK_DEVICE void take(Best<V>& best, V value, int index, bool allowed) {
-  const bool wins = allowed & !(value <= best.value) & !is_nan(best.value);
-  best.value = wins ? value : best.value;
-  best.index = wins ? index : best.index;
-}
-
-// Joins two maxima of interleaved candidates: NaN over numbers, then the larger, then the lower index.
-template <class V>
-FGK_DEVICE Best<V> better_of(const Best<V>& a, const Best<V>& b) {
-  const bool same = a.value == b.value || (is_nan(a.value) && is_nan(b.value));
-  const bool b_wins = b.value > a.value || (is_nan(b.value) && !is_nan(a.value)) || (same && b.index < a.index);
-  return b_wins ? b : a;
-}
-
-// A masked candidate counts as a zero: it beats negative maxima, and zeros of a higher index.
-template <class V>
-FGK_DEVICE void raise_to_zero(Best<V>& best, int first_masked) {
-  if (first_masked < 0) return;
-  if (best.value < V(0) || (best.value == V(0) && first_masked < best.index)) best = {V(0), -1};
-}
-
 }  // namespace fgk::cuda

@@ -2,6 +2,7 @@
 // Sums the scores of samples whose rows several blocks share.
 #pragma once
 
+#include "late_interaction_maxima.cuh"
 #include "late_interaction_params.cuh"
 
 namespace fgk::cuda {
