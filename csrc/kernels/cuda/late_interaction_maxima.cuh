@@ -55,7 +55,7 @@ FGK_DEVICE Best<V> from_lane(const Best<V>& best, int mask) {
 }
 
 // How many of `count` maxima a lane ends up with in join_lanes.
-constexpr int joined(int count) {
+FGK_HOST_DEVICE constexpr int joined(int count) {
   for (int step = 0; step < 3 && count % 2 == 0; ++step) count /= 2;
   return count;
 }
