@@ -14,7 +14,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .device import INTERPRETED, Kernel, matrix_operand, next_power_of_2
+from .device import Kernel, matrix_operand, next_power_of_2
 
 
 @triton.jit
@@ -218,11 +218,3 @@ scatter = Kernel(
     _scatter_shared_bytes,
     _scatter_blocks,
 )
-
-
-def owner_block(length: int, channels: int, element_size: int) -> tuple[int, int]:
-    """(BLOCK_M, BLOCK_C) of `scatter` for samples of `length` tokens."""
-    if INTERPRETED:
-        return next_power_of_2(length, 16, 2048), next_power_of_2(channels, 16)
-    high = 128 if element_size <= 2 else 256 // element_size
-    return next_power_of_2(length, 16, high), next_power_of_2(channels, 16, high)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from . import _late_interaction_backward as backward_kernels
 from . import _late_interaction_forward as forward_kernels
+from ._late_interaction_plan import ceil_div, channel_block, column_group, owner_block, row_block, swap_sides
 from ._packed import Packed, Tiles, token_samples
-from .device import INTERPRETED, multiprocessors, next_power_of_2
+from .device import INTERPRETED, next_power_of_2
 
 #: Bytes of best matches that a call holds at a time; above it samples are served in several runs.
 SCRATCH_BYTES = 2**28
@@ -27,10 +28,6 @@ def _dense(values: Tensor | None) -> Tensor | None:
     if values is None:
         return None
     return values.contiguous().view(torch.uint8) if values.dtype == torch.bool else values.contiguous()
-
-
-def _ceil(count: int, block: int) -> int:
-    return -(-count // block)
 
 
 class Direction(NamedTuple):
@@ -66,13 +63,6 @@ def _first_masked(mask: Tensor | None) -> Tensor | None:
     return torch.where(mask.any(-1), first, -1).to(torch.int32).contiguous()
 
 
-def _group(row_tiles: int, column_samples: int, device: torch.device) -> int:
-    """Column samples that one program streams: many, to read the rows once, but some programs per multiprocessor."""
-    if INTERPRETED:
-        return column_samples
-    return max(1, min(column_samples, row_tiles * column_samples // (8 * multiprocessors(device))))
-
-
 def _reduce(
     direction: Direction,
     maxima: Tensor,
@@ -94,7 +84,7 @@ def _reduce(
     pairs = count_x * count_y
     forward_kernels.reduce.launch(
         maxima.device,
-        lambda named: _ceil(pairs, named["BLOCK_P"]),
+        lambda named: ceil_div(pairs, named["BLOCK_P"]),
         maxima=maxima, indices=indices if index else None, parts=parts, part_stride=maxima.stride(0),
         match_stride_x=maxima.stride(1), match_stride_y=maxima.stride(2), alignment=alignment if index else None,
         scores=scores, score_stride_x=scores.stride(0), score_stride_y=scores.stride(1),
@@ -126,15 +116,15 @@ def _match(
     column_samples, column_length = columns.shape[-3:-1]
     block_m, sample_rows = blocks
     if sample_rows == 0:
-        row_tiles = _ceil(samples * row_length, block_m)
+        row_tiles = ceil_div(samples * row_length, block_m)
     else:
-        row_tiles = _ceil(samples, block_m // sample_rows) * _ceil(row_length, block_m)
-    group = _group(row_tiles, column_samples, rows.device)
+        row_tiles = ceil_div(samples, block_m // sample_rows) * ceil_div(row_length, block_m)
+    group = column_group(row_tiles, column_samples, rows.device)
     both = column_maxima is not None
-    block_k, whole = forward_kernels.channel_block(channels, rows.element_size())
+    block_k, whole = channel_block(channels, rows.element_size())
     forward_kernels.match.launch(
         rows.device,
-        lambda named: row_tiles * _ceil(column_samples, group),
+        lambda named: row_tiles * ceil_div(column_samples, group),
         rows=rows, row_stride_x=rows.stride(0), row_stride_i=rows.stride(1), row_stride_c=rows.stride(2),
         columns=columns, column_stride_x=columns.stride(0) if paired else 0, column_stride_y=columns.stride(-3),
         column_stride_t=columns.stride(-2), column_stride_c=columns.stride(-1),
@@ -179,7 +169,7 @@ def forward_one(
         mask = None if query_mask is None else query_mask[first:last]
         chunk = out.chunk(first, last)
         maxima = queries.new_empty((1, last - first, column_samples, length), dtype=dtype)
-        blocks = forward_kernels.row_block(length, last - first, queries.element_size(), paired, False)
+        blocks = row_block(length, last - first, queries.element_size(), paired, False)
         _match(
             queries[first:last], part(documents), None, part(document_mask), part(scales), paired, blocks,
             maxima, chunk.alignment,
@@ -199,7 +189,7 @@ def forward_both(
         ab.fill_empty()
         ba.fill_empty()
         return
-    swap = not INTERPRETED and _idle(b, a) < _idle(a, b)
+    swap = swap_sides(a, b)
     dtype, count_b, n, m = accumulator(a), b.shape[0], a.shape[1], b.shape[1]
     index = ab.alignment is not None
     size = dtype.itemsize
@@ -212,8 +202,8 @@ def forward_both(
             rows, columns, masks = columns, rows, masks[::-1]
             row_out, column_out = column_out.swapped(), row_out.swapped()
             maxima = a.new_empty((1, last - first, count_b, m), dtype=dtype).transpose(1, 2)
-        blocks = forward_kernels.row_block(rows.shape[1], rows.shape[0], a.element_size(), False, True)
-        parts = _ceil(rows.shape[1], blocks[0])
+        blocks = row_block(rows.shape[1], rows.shape[0], a.element_size(), False, True)
+        parts = ceil_div(rows.shape[1], blocks[0])
         tokens = columns.shape[1]
         column_maxima = a.new_empty((parts, last - first, count_b, tokens), dtype=dtype)
         column_indices = column_out.alignment
@@ -224,13 +214,6 @@ def forward_both(
         _match(rows, columns, *masks, None, False, blocks, maxima, row_out.alignment, column_maxima, column_indices)
         _reduce(row_out, maxima, row_out.alignment, mean, zero, *masks, (1, 0), (0, 1), tokens)
         _reduce(column_out, column_maxima, column_indices, mean, zero, *masks[::-1], (0, 1), (1, 0), rows.shape[1])
-
-
-def _idle(rows: Tensor, columns: Tensor) -> float:
-    """Work per useful product when `rows` fill the tiles."""
-    block, sample_rows = forward_kernels.row_block(rows.shape[1], rows.shape[0], rows.element_size(), False, True)
-    padded = sample_rows if block > sample_rows else _ceil(rows.shape[1], block) * block
-    return padded / rows.shape[1] * (_ceil(columns.shape[1], 32) * 32 / columns.shape[1])
 
 
 # --- forward, packed --------------------------------------------------------------------------------------------------
@@ -252,10 +235,10 @@ def forward_packed(
         scores.copy_(query_offsets.poison(scores.new_zeros(()).expand(scores.shape)))
         return
     dtype = accumulator(queries)
-    block_m, _ = forward_kernels.row_block(tokens, 1, queries.element_size(), False, False)
-    block_k, whole = forward_kernels.channel_block(channels, queries.element_size())
+    block_m, _ = row_block(tokens, 1, queries.element_size(), False, False)
+    block_k, whole = channel_block(channels, queries.element_size())
     tiles = Tiles.of(query_offsets, tokens, block_m, document_offsets.lengths()) if paired else None
-    row_tiles = tiles.count if tiles is not None else _ceil(tokens, block_m)
+    row_tiles = tiles.count if tiles is not None else ceil_div(tokens, block_m)
     for first, last in _chunks(column_samples, tokens * dtype.itemsize):
         size = last - first
         chunk = None if alignment is None else alignment[first:last]
@@ -275,7 +258,7 @@ def forward_packed(
             column_maxima=None, column_indices=None, column_part_stride=0, column_match_stride_x=0,
             column_match_stride_y=0, samples=1, row_length=tokens, column_samples=size,
             column_length=documents.shape[0], channels=channels, row_tiles=row_tiles, group=1,
-            column_class=next_power_of_2(_ceil(documents.shape[0], document_offsets.count)),
+            column_class=next_power_of_2(ceil_div(documents.shape[0], document_offsets.count)),
             PACKED=True, PAIRED=paired, BOTH=False, INDEX=chunk is not None, ROW_MASK=False, COLUMN_MASK=False,
             SCALED=scales is not None and channels > 0, WHOLE=whole, SAMPLE_ROWS=0,
             BLOCK_M=block_m, BLOCK_K=block_k, INTERPRETER=INTERPRETED,
@@ -328,7 +311,7 @@ def _gather(
         return gradient.zero_()
     backward_kernels.gather.launch(
         tokens.device,
-        lambda named: _ceil(samples * length, named["BLOCK_M"]) * _ceil(channels, named["BLOCK_C"]),
+        lambda named: ceil_div(samples * length, named["BLOCK_M"]) * ceil_div(channels, named["BLOCK_C"]),
         gradient=gradient, weights=weights, alignment=alignment, alignment_stride_x=alignment_strides[0],
         alignment_stride_y=alignment_strides[1], others=others, other_stride_x=other_stride_x,
         other_stride_y=other_stride_y, other_stride_t=others.stride(-2), other_stride_c=others.stride(-1),
@@ -394,12 +377,12 @@ def _scatter(
     channels = tokens.shape[-1]
     if min(gradient.numel(), others.numel()) == 0:
         return gradient.zero_()
-    block_m, block_c = backward_kernels.owner_block(length, channels, tokens.element_size())
+    block_m, block_c = owner_block(length, channels, tokens.element_size())
     tiles = None
     if offsets is not None:
         tiles = Tiles.of(offsets, length, block_m, offsets.lengths())
-    row_tiles = samples * _ceil(length, block_m) if tiles is None else tiles.count
-    channel_tiles = _ceil(channels, block_c)
+    row_tiles = samples * ceil_div(length, block_m) if tiles is None else tiles.count
+    channel_tiles = ceil_div(channels, block_c)
     scaled = tokens.dtype == torch.float16
     backward_kernels.scatter.launch(
         tokens.device,

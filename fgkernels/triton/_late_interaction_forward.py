@@ -16,7 +16,6 @@ import triton.language as tl
 from triton.language import core  # noqa: F401 (the interpreter patches it only if it finds it here)
 
 from .device import (
-    INTERPRETED,
     NO_INDEX,
     Kernel,
     device_function,
@@ -337,24 +336,3 @@ match = Kernel(
     _match_shared_bytes,
     _match_interpreter_blocks,
 )
-
-
-def row_block(length: int, samples: int, element_size: int, paired: bool, both: bool) -> tuple[int, int]:
-    """(BLOCK_M, SAMPLE_ROWS) of `samples` times `length` row tokens: on a GPU 64 or 128 rows, whichever idle less."""
-    low, high = (16, 2048) if INTERPRETED else (16, 128 if element_size <= 2 else 256 // element_size)
-    if not (paired or both):
-        return next_power_of_2(samples * length, low, high), 0
-    if INTERPRETED or length <= high // 2:
-        rows = next_power_of_2(length, low if paired else 1, high)
-        return (rows if paired else next_power_of_2(rows * samples, low, high)), rows
-    block = min(64, high) if -length % 64 < -length % high else high
-    return block, block
-
-
-def channel_block(channels: int, element_size: int) -> tuple[int, bool]:
-    """(BLOCK_K, WHOLE): wide types are multiplied without tensor cores, in small blocks."""
-    if INTERPRETED:
-        return next_power_of_2(channels, low=16), True
-    if element_size >= 4:
-        return 16, False
-    return (next_power_of_2(channels, low=16), True) if channels <= 256 else (64, False)

@@ -47,7 +47,10 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """One kernel compiled for one target. `registers` are per thread, `shared` is in bytes per block."""
+    """One kernel compiled for one target. `registers` are per thread, `shared` is in bytes per block.
+
+    `narrow_offsets` counts blocks of addresses whose offsets are less than 64 bits wide.
+    """
 
     case: str
     kernel: str
@@ -58,6 +61,7 @@ class Facts:
     registers: int
     spills: int
     shared: int
+    narrow_offsets: int
     instructions: dict[str, int]
 
 
@@ -89,7 +93,7 @@ def recording() -> Iterator[list[Launch]]:
         Kernel.launch = original
 
 
-def compile_launch(launch: Launch, config: triton.Config, target: str) -> Any:
+def source_of(launch: Launch, config: triton.Config) -> ASTSource:
     """What Triton would compile for this launch: integers of 1 and multiples of 16 are specialised as at a launch."""
     function = launch.kernel.function
     signature, constants, attributes = {}, {}, {}
@@ -107,7 +111,10 @@ def compile_launch(launch: Launch, config: triton.Config, target: str) -> Any:
             continue
         if isinstance(value, Tensor) or (value % 16 == 0 and not parameter.do_not_specialize):
             attributes[(place,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    return ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+
+
+def compile_source(source: ASTSource, config: triton.Config, target: str) -> Any:
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     return triton.compile(source, target=TARGETS[target], options=options)
 
@@ -118,7 +125,7 @@ def read_facts(case: str, launch: Launch, config: triton.Config, target: str, co
     registers, spills = _amd_registers(assembly) if target == "gfx942" else _nvidia_registers(assembly, target)
     return Facts(
         case, launch.name, target, dict(config.kwargs), config.num_warps, config.num_stages, registers, spills,
-        compiled.metadata.shared,
+        compiled.metadata.shared, len(re.findall(r"tt\.addptr .*, tensor<[^!>]*xi(?:8|16|32)>", compiled.asm["ttir"])),
         {name: count for name, pattern in INSTRUCTIONS.items() if (count := len(re.findall(pattern, assembly)))},
     )  # fmt: skip
 
@@ -213,10 +220,16 @@ def report(targets: list[str], cases: list[str] | None = None) -> list[Facts]:
         raise RuntimeError("TRITON_INTERPRET is set: Triton's interpreter compiles nothing")
     facts = []
     for target in targets:
+        seen = set()
         for case in cases or list(CASES):
             for name, launch in launches_of(case):
                 config = launch.kernel.fitting(launch.arguments, SHARED_MEMORY[target])[0]
-                facts.append(read_facts(name, launch, config, target, compile_launch(launch, config, target)))
+                source = source_of(launch, config)
+                # Cases share kernels.
+                if source.hash() not in seen:
+                    seen.add(source.hash())
+                    compiled = compile_source(source, config, target)
+                    facts.append(read_facts(name, launch, config, target, compiled))
     return facts
 
 

@@ -126,7 +126,7 @@ def maxsim_backward_documents(
     count = 0
     if paired:
         count, candidates = candidates.shape[1], candidates.flatten(0, 1)
-        weights, alignment = weights.flatten(), alignment.reshape(-1, queries.shape[1])
+        weights, alignment = weights.flatten(), alignment if flat else alignment.flatten(0, 1)
     gradient = calls.gradient_of_chosen(candidates, queries, Chosen(weights, alignment), None, None, query_mask, count)
     return gradient.reshape(documents.shape)
 
