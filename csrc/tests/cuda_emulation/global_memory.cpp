@@ -83,7 +83,7 @@ void check_place(const GlobalPointer& p, int bytes, int alignment, Access access
     fault(FaultKind::out_of_bounds, site, text);
   }
   const uint64_t address = reinterpret_cast<uintptr_t>(buffer.base) + static_cast<uint64_t>(p.at);
-  if (address % static_cast<uint64_t>(alignment) != 0) {
+  if ((address & static_cast<uint64_t>(alignment - 1)) != 0) {  // alignments are powers of two
     fault(FaultKind::misaligned, site,
           what(p, bytes, access) + ", an address that is not a multiple of " + std::to_string(alignment));
   }

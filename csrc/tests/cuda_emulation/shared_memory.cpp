@@ -32,43 +32,76 @@ const char* verb(Access access) {
   return access == Access::read ? "reads " : access == Access::write ? "writes " : "updates ";
 }
 
-void note_cell(Cell& cell, Access access, const Accessor& who, const Thread* thread, const SharedPointer& p, int bytes,
-               Site site) {
-  if ((cell.write.flags & Mark::in_flight) != 0 && cell.write.time >= state.times.block) {
-    fault(FaultKind::in_flight, thread, site,
-          verb(access) + bytes_text(bytes, p) + ", where a cp.async of thread " + std::to_string(cell.write.thread) +
-              " at " + site_text(site_of(cell.write.site)) + " has not been waited for");
+// An access under way, for the shadow and for messages.
+struct Event {
+  const SharedPointer& p;
+  int bytes;
+  Access access;
+  const Thread* thread;
+  Site site;
+  Accessor who;
+  Times times;
+};
+
+[[noreturn]] void fault(FaultKind kind, const Event& event, const std::string& message) {
+  fault(kind, event.thread, event.site, verb(event.access) + bytes_text(event.bytes, event.p) + message);
+}
+
+bool in_flight(const Mark& write) { return (write.flags & Mark::in_flight) != 0 && write.time >= state.times.block; }
+
+void note_cell(Cell& cell, const Event& event) {
+  if (in_flight(cell.write)) {
+    fault(FaultKind::in_flight, event,
+          ", where a cp.async of thread " + std::to_string(cell.write.thread) + " at " +
+              site_text(site_of(cell.write.site)) + " has not been waited for");
   }
-  // The arena starts anew with each block, so that the block's barriers are all there is to order accesses.
-  Times times = state.times;
-  times.launch = times.block = times.epoch;
-  if (access != Access::write && cell.write.time < state.times.block) {
-    fault(FaultKind::uninitialized_shared, thread, site,
-          verb(access) + bytes_text(bytes, p) + ", which this block has not written");
+  if (event.access != Access::write && cell.write.time < state.times.block) {
+    fault(FaultKind::uninitialized_shared, event, ", which this block has not written");
   }
-  const Finding finding = note(cell, access, who, times);
-  if (finding.conflict != Conflict::none) {
-    fault(FaultKind::race_shared, thread, site, verb(access) + bytes_text(bytes, p) + ", which " + describe(finding));
+  const Finding finding = note(cell, event.access, event.who, event.times);
+  if (finding.conflict != Conflict::none) fault(FaultKind::race_shared, event, ", which " + describe(finding));
+}
+
+// The usual case, a read of whole words that were written before the block's last barrier; false: it is another case.
+bool note_settled_read(const SharedPointer& p, int bytes, const Thread* thread, Site site) {
+  const uint64_t block = state.times.block;
+  const uint64_t epoch = state.times.epoch;
+  const uint64_t now = thread->warp->time;
+  const Accessor who{thread->id, now, site_id(site)};
+  const int64_t end = (p.at + bytes) / kWord;
+  for (int64_t word = p.at / kWord; word < end; ++word) {
+    Cell& cell = memory.words[word];
+    if (memory.divided[word] >= block || cell.write.time < block || cell.write.time >= epoch ||
+        (cell.write.flags & Mark::in_flight) != 0) {
+      return false;
+    }
+    Mark& read = cell.read;
+    if (read.time == now && read.thread == who.thread) continue;
+    const uint16_t flags = read.time < epoch ? uint16_t{0} : merged_flags(read, who, {0, epoch, epoch, epoch});
+    read = {now, static_cast<uint16_t>(who.thread), flags, who.site};
   }
+  return true;
 }
 
 void note_access(const SharedPointer& p, int bytes, Access access, const Thread* thread, Site site) {
-  const Accessor who = accessor(thread, site);
+  Event event{p, bytes, access, thread, site, accessor(thread, site), state.times};
+  // The arena starts anew with each block, so that the block's barriers are all there is to order accesses.
+  event.times.launch = event.times.block = event.times.epoch;
   const int64_t first = p.at / kWord;
   if (bytes < kWord) {
     if (!is_divided(first)) {
       for (int i = 0; i < kWord; ++i) memory.parts[first * kWord + i] = memory.words[first];
       memory.divided[first] = state.times.now;
     }
-    for (int i = 0; i < bytes; ++i) note_cell(memory.parts[p.at + i], access, who, thread, p, bytes, site);
+    for (int i = 0; i < bytes; ++i) note_cell(memory.parts[p.at + i], event);
     return;
   }
   for (int64_t word = first; word < first + bytes / kWord; ++word) {
     if (!is_divided(word)) {
-      note_cell(memory.words[word], access, who, thread, p, bytes, site);
+      note_cell(memory.words[word], event);
       continue;
     }
-    for (int i = 0; i < kWord; ++i) note_cell(memory.parts[word * kWord + i], access, who, thread, p, bytes, site);
+    for (int i = 0; i < kWord; ++i) note_cell(memory.parts[word * kWord + i], event);
     if (access == Access::write) {
       memory.words[word] = memory.parts[word * kWord];
       memory.divided[word] = 0;
@@ -82,11 +115,14 @@ char* checked(const SharedPointer& p, int bytes, Access access, const Thread* th
           verb(access) + bytes_text(bytes, p) + " outside its array, bytes " + std::to_string(p.low) + " to " +
               std::to_string(p.high) + " of shared memory");
   }
-  if (p.at % bytes != 0) {
+  if ((p.at & (bytes - 1)) != 0) {  // sizes are powers of two
     fault(FaultKind::misaligned, thread, site,
           verb(access) + bytes_text(bytes, p) + ", not a multiple of " + std::to_string(bytes));
   }
-  if (state.options.shadow) note_access(p, bytes, access, thread, site);
+  if (state.options.shadow) {
+    const bool settled = access == Access::read && bytes >= kWord && note_settled_read(p, bytes, thread, site);
+    if (!settled) note_access(p, bytes, access, thread, site);
+  }
   return memory.bytes + p.at;
 }
 

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-// Source lines as numbers: the file's place in a list and 20 bits of line.
 #include <cstring>
 #include <string>
 #include <vector>
@@ -9,30 +8,22 @@
 namespace fgk::emulation::core {
 namespace {
 
-constexpr int kLineBits = 20;
-constexpr uint32_t kLineMask = (1u << kLineBits) - 1;
-
 std::vector<const char*> files;
-const char* last_file = nullptr;
-uint32_t last_index = 0;
-
-void find_file(const char* file) {
-  last_file = file;
-  for (size_t i = 0; i < files.size(); ++i) {
-    if (std::strcmp(files[i], file) == 0) {
-      last_index = static_cast<uint32_t>(i);
-      return;
-    }
-  }
-  last_index = static_cast<uint32_t>(files.size());
-  files.push_back(file);
-}
 
 }  // namespace
 
-uint32_t site_id(Site site) {
-  if (site.file != last_file) find_file(site.file);
-  return (last_index << kLineBits) | (static_cast<uint32_t>(site.line) & kLineMask);
+KnownFile last_file{nullptr, 0};
+
+void find_file(const char* file) {
+  last_file.name = file;
+  for (size_t i = 0; i < files.size(); ++i) {
+    if (std::strcmp(files[i], file) == 0) {
+      last_file.index = static_cast<uint32_t>(i);
+      return;
+    }
+  }
+  last_file.index = static_cast<uint32_t>(files.size());
+  files.push_back(file);
 }
 
 Site site_of(uint32_t id) { return {files[id >> kLineBits], static_cast<int>(id & kLineMask)}; }

@@ -93,8 +93,19 @@ extern State state;
 
 std::string site_text(Site site);
 bool same_site(const Site& a, const Site& b);
-// Sites as numbers, for marks.
-uint32_t site_id(Site site);
+// Sites as numbers, for marks: the file's place in a list and 20 bits of line.
+constexpr int kLineBits = 20;
+constexpr uint32_t kLineMask = (1u << kLineBits) - 1;
+struct KnownFile {
+  const char* name;
+  uint32_t index;
+};
+extern KnownFile last_file;
+void find_file(const char* file);  // makes it the last one
+inline uint32_t site_id(Site site) {
+  if (site.file != last_file.name) find_file(site.file);
+  return (last_file.index << kLineBits) | (static_cast<uint32_t>(site.line) & kLineMask);
+}
 Site site_of(uint32_t id);
 
 inline Accessor accessor(const Thread* thread, Site site) { return {thread->id, thread->warp->time, site_id(site)}; }
