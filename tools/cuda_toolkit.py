@@ -110,7 +110,7 @@ def cmake_options(
     if missing:
         if force == "1":
             raise CudaError(f"FORCE_CUDA=1: {', and '.join(missing)}")
-        say(f"libfgkernels_cuda is left out: {', and '.join(missing)}")
+        say(f"libfgkernels_cuda is left out, the CUDA sources were not compiled: {', and '.join(missing)}")
         return ["-DFGK_CUDA=OFF"]
     chosen = architectures(environment.get("TORCH_CUDA_ARCH_LIST", ""), say)
     say(f"libfgkernels_cuda: {nvcc} for {' '.join(chosen)}")
