@@ -68,3 +68,14 @@ fgk_add_emulated_test(test_cuda_primitives csrc/tests/cuda_emulation/test_primit
 fgk_add_emulated_test(test_cuda_planted_bugs csrc/tests/cuda_emulation/test_planted_bugs.cpp)
 fgk_add_emulated_test(test_cuda_planted_accesses csrc/tests/cuda_emulation/test_planted_accesses.cpp)
 fgk_add_emulated_test(test_cuda_emulator csrc/tests/cuda_emulation/test_emulator.cpp)
+
+# The primitives' test on a GPU. Compiling it needs none.
+if(FGK_CUDA)
+  add_executable(test_device_conformance csrc/tests/cuda/test_device_conformance.cu)
+  target_include_directories(test_device_conformance PRIVATE csrc csrc/tests csrc/tests/cuda_emulation)
+  target_compile_options(test_device_conformance PRIVATE ${FGK_CUDA_FLAGS})
+  target_link_libraries(test_device_conformance PRIVATE fgk_kernels)
+  set_target_properties(test_device_conformance PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  add_test(NAME test_device_conformance COMMAND test_device_conformance)
+  set_tests_properties(test_device_conformance PROPERTIES SKIP_RETURN_CODE 77)
+endif()

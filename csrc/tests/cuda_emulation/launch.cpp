@@ -249,18 +249,20 @@ void check_nobody_waits_for(Thread* thread) {
 
 std::string describe(const Finding& finding) {
   const Mark& mark = *finding.with;
+  const bool between_blocks = finding.conflict == Conflict::between_blocks;
   std::string text = "thread " + std::to_string(mark.thread);
-  if (finding.conflict == Conflict::between_blocks) {
+  if (between_blocks && mark.time < state.times.block) {
     const auto after =
         std::upper_bound(state.block_starts.begin(), state.block_starts.end(), mark.time,
                          [](uint64_t time, const std::pair<uint64_t, int64_t>& start) { return time < start.first; });
-    text += " of block " + std::to_string(after == state.block_starts.begin() ? -1 : std::prev(after)->second);
+    text += " of block " + std::to_string(std::prev(after)->second);
+  } else if (between_blocks) {
+    text = "another block, and then " + text + " of this one,";
   }
-  text += finding.was_read                   ? " has read at "
-          : (mark.flags & Mark::atomic) != 0 ? " has updated at "
-                                             : " has written at ";
+  const bool atomic = (mark.flags & Mark::atomic) != 0;
+  text += std::string(finding.was_read ? " has read" : atomic ? " has updated" : " has written") + " at ";
   text += site_text(site_of(mark.site));
-  return text + (finding.conflict == Conflict::in_block ? " with no barrier in between" : " in the same launch");
+  return text + (between_blocks ? " in the same launch" : " with no barrier in between");
 }
 
 void launch(const char* name, const dev::Launch& shape, void (*call)(const void*), const void* arguments) {

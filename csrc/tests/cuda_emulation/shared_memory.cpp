@@ -197,14 +197,16 @@ void copy_commit(Site /*site*/) { ++state.running->groups; }
 
 void copy_wait(int groups, Site /*site*/) {
   Thread* thread = state.running;
-  while (thread->landed < thread->copies.size()) {
-    const Thread::Copy& copy = thread->copies[thread->landed];
-    if (copy.group >= thread->groups - groups) return;
-    land(thread, copy);
+  std::vector<Thread::Copy>& copies = thread->copies;
+  while (thread->landed < copies.size() && copies[thread->landed].group < thread->groups - groups) {
+    land(thread, copies[thread->landed]);
     ++thread->landed;
   }
-  thread->copies.clear();
-  thread->landed = 0;
+  // A pipeline always has copies under way: what has landed goes when it is half of the list.
+  if (2 * thread->landed >= copies.size()) {
+    copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(thread->landed));
+    thread->landed = 0;
+  }
 }
 
 void check_finished_copies(const Thread* thread) {
