@@ -28,6 +28,8 @@ torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 def test_wheel_holds_the_package_and_its_libraries_only(distributions):
     names = zipfile.ZipFile(distributions.wheel).namelist()
     assert "fgkernels/libfgkernels.so" in names
+    # A CUDA library is part of it where nvcc and a CUDA torch are found, what only tests use never.
+    names = [name for name in names if name != "fgkernels/libfgkernels_cuda.so"]
     assert sum(name.startswith("fgkernels/_native.") and name.endswith(".so") for name in names) == 1
     assert sum(name.endswith(".so") for name in names) == 2
     assert "fgkernels/py.typed" in names
@@ -60,6 +62,8 @@ def test_sdist_holds_what_a_build_needs_and_nothing_built(distributions):
         CMakeLists.txt cmake/kernels.cmake cmake/exports.map setup.py pyproject.toml LICENSE Makefile
         requirements-dev.lock tools/build_backend.py csrc/capi/fgkernels.h csrc/kernels/cpu/isa.cpp
         csrc/ops/library.cpp
+        csrc/ops/device_cuda.cpp csrc/kernels/cuda/device.cuh csrc/kernels/cuda/late_interaction.cu
+        csrc/tests/cuda_emulation/device_emulated.cpp cmake/cuda.cmake tools/cuda_toolkit.py
         csrc/tests/check.h python/native.cpp fgkernels/_version.py fgkernels/py.typed tests/packaging/conftest.py
     """
     assert set(needed.split()) <= names
@@ -98,3 +102,16 @@ def test_the_environment_names_the_level(run_installed):
     # Every level in turn: csrc/tests/test_isa.cpp and tests/ops.
     check = "from fgkernels import _native\nassert _native.isa() == 'baseline'\n"
     run_installed(OPERATORS_AGREE + check, FGKERNELS_ISA="baseline")
+
+
+def test_sdist_holds_every_source_of_the_cuda_kernels_and_their_tests(distributions):
+    names = {name.split("/", 1)[1] for name in tarfile.open(distributions.sdist).getnames() if "/" in name}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
+    assert any(name.endswith(".cuh") for name in sources) and sources <= names
+
+
+def test_the_emulated_library_is_built_for_this_tree_only(distributions):
+    """The wheel above came out of the same build folder, with the same options."""
+    assert (ROOT / "build/dev/libfgkernels_emulated.so").is_file()
+    assert (ROOT / "fgkernels/libfgkernels_emulated.so").is_file()
+    assert "fgkernels/libfgkernels_emulated.so" not in zipfile.ZipFile(distributions.wheel).namelist()

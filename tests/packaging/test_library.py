@@ -95,3 +95,16 @@ def test_nothing_in_a_file_compiled_per_level_is_shared_between_levels():
             if not re.search(r"fgk::(baseline|avx2|avx512|avx512_bf16|neon)::", fields[2]):
                 shared.append(fields[2])
     assert not shared
+
+
+@pytest.mark.parametrize("path", [_library.CUDA_PATH, _library.EMULATED_PATH], ids=lambda path: path.name)
+@needs_binutils
+def test_the_other_operator_libraries_show_nothing_and_name_no_folder(path):
+    if not path.is_file():
+        pytest.skip(f"{path.name} was not built here")
+    tags = dynamic_section(path)
+    assert "RPATH" not in tags and "RUNPATH" not in tags
+    assert not [name for name in tags["NEEDED"] if re.search(r"python|c10|libtorch\.|torch_python|cudart", name)]
+    text = subprocess.run(["nm", "-D", "--defined-only", str(path)], check=True, capture_output=True, text=True).stdout
+    assert text == ""
+    assert str(ROOT).encode() not in path.read_bytes()
