@@ -28,10 +28,8 @@ static FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kThreads, 8)
   facts.st(3 * sample + 2, found.first_masked);
 }
 
-// Sum over the block, the same in every thread. `scratch` holds kWarps values; a barrier must lie between two calls'
-// use of it, and does: the first one here.
+// Sum over the block, the same in every thread. `scratch` holds kWarps values that nobody uses before.
 FGK_DEVICE int64_t block_sum(int64_t value, sptr<int64_t> scratch) {
-  dev::sync_block();
   const int64_t own = dev::warp_sum(value);
   if (dev::lane() == 0) scratch.st(dev::warp(), own);
   dev::sync_block();
@@ -40,7 +38,7 @@ FGK_DEVICE int64_t block_sum(int64_t value, sptr<int64_t> scratch) {
   return total;
 }
 
-// Sum over the threads before this one; `total` gets the sum over all.
+// Sum over the threads before this one; `total` gets the sum over all. `scratch` holds kWarps values.
 FGK_DEVICE int64_t block_scan(int64_t value, sptr<int64_t> scratch, int64_t& total) {
   int64_t below = value;
   FGK_UNROLL
@@ -48,7 +46,7 @@ FGK_DEVICE int64_t block_scan(int64_t value, sptr<int64_t> scratch, int64_t& tot
     const int64_t other = dev::shfl_up(below, distance);
     if (dev::lane() >= distance) below += other;
   }
-  dev::sync_block();
+  dev::sync_block();  // the previous call's values have been read
   if (dev::lane() == 31) scratch.st(dev::warp(), below);
   dev::sync_block();
   int64_t before = 0;

@@ -182,6 +182,19 @@ TEST(packed) {
   });
 }
 
+// More sequences than the one block of the planning kernels has threads.
+TEST(many_packed_sequences) {
+  in_every_order([](std::mt19937& random) {
+    std::vector<int64_t> lengths(300);
+    for (int64_t& length : lengths) length = static_cast<int64_t>(random() % 3);
+    const Tokens many = make_tokens(random, DType::bf16, lengths, 4, true);
+    const Tokens one = make_tokens(random, DType::bf16, {5}, 4, true);
+    check_maxsim(many, one, true, false);
+    check_maxsim(one, many, true, false);
+    check_gradient(random, one, many, false, true, 0, false);
+  });
+}
+
 // Devices with little shared memory stream the rows, or stage two chunks instead of three.
 TEST(shared_memory_of_other_devices) {
   in_every_order([](std::mt19937& random) {

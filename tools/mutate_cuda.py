@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mutation testing of the CUDA kernels: plants each edit of cuda_mutants.py, runs the emulated tests, counts who notices.
+
+    python tools/mutate_cuda.py [--jobs 2] [--only TEXT] [--page docs/cuda-mutants.md]
+
+Each mutant is compiled from a copy of csrc/kernels with the host compiler ($CXX or g++) and runs
+csrc/tests/cuda_emulation/test_late_interaction_cuda.cpp. A mutant is caught when the test fails, faults or hangs. Takes
+about ten minutes on two cores. Exits with 1 when fewer than 95 % of those that count are caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cuda_mutants import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "kernels"
+EMULATOR = ROOT / "csrc" / "tests" / "cuda_emulation"
+TEST = EMULATOR / "test_late_interaction_cuda.cpp"
+BUILD = ROOT / "build" / "mutants"
+# Only these are compiled anew: the other types' instances share every line with one of them.
+MUTATED = ("late_interaction", "late_interaction_bf16", "late_interaction_f32")
+UNCHANGED = ("late_interaction_f16", "late_interaction_f64")
+TIMEOUT = 300
+WANTED = 0.95
+
+
+def compiler(kernels: Path) -> list[str]:
+    folders = [kernels.parent, ROOT / "csrc", EMULATOR]
+    return [
+        os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-DFGK_CUDA_EMULATION", "-DFGK_HAVE_BASELINE",
+        *(f"-I{folder}" for folder in folders),
+    ]  # fmt: skip
+
+
+def compile_source(kernels: Path, source: Path, output: Path) -> None:
+    subprocess.run([*compiler(kernels), "-x", "c++", "-c", source, "-o", output], check=True, capture_output=True)
+
+
+def build_common(pool: ThreadPoolExecutor) -> list[Path]:
+    """Objects that no mutant changes."""
+    emulator = [path for path in EMULATOR.glob("*.cpp") if not re.match("test_|device_", path.name)]
+    sources = [*emulator, TEST, KERNELS / "cpu" / "isa.cpp"]
+    sources += [KERNELS / "cuda" / f"{name}.cu" for name in UNCHANGED]
+    objects = [BUILD / f"common_{path.stem}.o" for path in sources]
+    list(pool.map(lambda pair: compile_source(KERNELS, *pair), zip(sources, objects, strict=True)))
+    return objects
+
+
+def run(mutant: Mutant, number: int, common: list[Path]) -> str:
+    """How the mutant was caught; "survived" or "does not compile" otherwise."""
+    folder = BUILD / str(number)
+    shutil.rmtree(folder, ignore_errors=True)
+    kernels = folder / "kernels"
+    shutil.copytree(KERNELS / "cuda", kernels / "cuda")
+    shutil.copytree(KERNELS / "common", kernels / "common")
+    target = kernels / "cuda" / mutant.file
+    target.write_text(target.read_text().replace(mutant.text, mutant.replacement))
+    program = folder / "test"
+    try:
+        objects = [folder / f"{name}.o" for name in MUTATED]
+        for name, output in zip(MUTATED, objects, strict=True):
+            compile_source(kernels, kernels / "cuda" / f"{name}.cu", output)
+        # Of functions that every object has, the linker takes the first one's: the mutant's come first.
+        subprocess.run(
+            [*compiler(kernels), *objects, *common, "-pthread", "-o", program], check=True, capture_output=True
+        )
+    except subprocess.CalledProcessError as error:
+        print(error.stderr.decode()[:2000], file=sys.stderr)
+        return "does not compile"
+    try:
+        environment = {**os.environ, "FGKERNELS_ISA": "baseline"}
+        done = subprocess.run([program], capture_output=True, timeout=TIMEOUT, env=environment)
+    except subprocess.TimeoutExpired:
+        return "hangs"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if done.returncode == 0:
+        return "survived"
+    fault = re.search(rb"threw [^\n]*?\b([a-z_]+(?: [a-z_]+)?): ", done.stderr)
+    return fault_kind(done.stderr) or ("wrong result" if fault is None else "exception")
+
+
+def fault_kind(output: bytes) -> str | None:
+    """The emulator's name of the first fault in a test's output."""
+    names = re.findall(r'return "([a-z ,.()-]+)";', (EMULATOR / "launch.cpp").read_text() + read_all(EMULATOR))
+    text = output.decode(errors="replace")
+    found = [(text.find(name), name) for name in set(names) if len(name) > 5 and name in text]
+    return min(found)[1] if found else None
+
+
+def read_all(folder: Path) -> str:
+    return "".join(path.read_text() for path in folder.glob("*.cpp") if not path.name.startswith("test_"))
+
+
+def page(results: list[tuple[Mutant, str]]) -> str:
+    counted = [(m, how) for m, how in results if not m.note.startswith("equivalent:")]
+    caught = sum(how != "survived" for _, how in counted)
+    lines = [
+        "# Mutants of the CUDA kernels",
+        "",
+        "Each line is one edit of `csrc/kernels/cuda`, planted by `python tools/mutate_cuda.py` and run through the",
+        "emulated tests in three orders of threads and blocks. The last column says what noticed it: a rule of the",
+        "[emulator](cuda-emulation.md), or the comparison with the definition.",
+        "",
+        f"**{caught} of {len(counted)} caught ({100 * caught / len(counted):.0f} %).** Equivalent mutants, which no test can tell from the original,",
+        "are listed and not counted.",
+        "",
+        "| kind | file | what the edit does | caught by |",
+        "|---|---|---|---|",
+    ]
+    for mutant, how in results:
+        name = mutant.file.removeprefix("late_interaction_")
+        lines.append(f"| {mutant.kind} | {name} | {mutant.note} | {f'**{how}**' if how == 'survived' else how} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants at the same time")
+    parser.add_argument("--only", default="", help="mutants whose file, kind or note contains this text")
+    parser.add_argument("--page", type=Path, help="where to write the list (not with --only)")
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if options.only in f"{m.file} {m.kind} {m.note}"]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        common = build_common(pool)
+
+        def one(pair: tuple[int, Mutant]) -> tuple[Mutant, str]:
+            number, mutant = pair
+            how = run(mutant, number, common)
+            print(f"{how:22} {mutant.kind:9} {mutant.file}: {mutant.note}", flush=True)
+            return mutant, how
+
+        results = list(pool.map(one, enumerate(chosen)))
+    if options.page and not options.only:
+        options.page.write_text(page(results))
+    counted = [how for m, how in results if not m.note.startswith("equivalent:")]
+    caught = sum(how not in ("survived", "does not compile") for how in counted)
+    print(f"{caught} of {len(counted)} caught")
+    return 0 if counted and caught >= WANTED * len(counted) and "does not compile" not in counted else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
