@@ -58,7 +58,7 @@ def gather_kernel(
             else:
                 met = x * 0 + y
             start = tl.load(other_offsets + met, mask=valid, other=0)
-            wins = valid & (index >= 0) & (index < tl.load(other_offsets + met + 1, mask=valid, other=0) - start)
+            wins = valid & (index >= 0) & (index < tl.load(other_offsets + (met + 1), mask=valid, other=0) - start)
             other_at = (start + index) * other_stride_t
             scale_at = start + index
         else:
@@ -185,12 +185,13 @@ def _gather_blocks(named: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def _scatter_shared_bytes(config: triton.Config, named: dict[str, Any]) -> int | None:
+def _scatter_shared_bytes(config: triton.Config, named: dict[str, Any], amd: bool) -> int | None:
+    """The pipelined blocks of the others' tokens, and the matrix on its way between layouts."""
     size, block = named["others"].element_size(), config.kwargs["BLOCK_N"]
     # Wide types: every thread keeps its operands in registers, and larger blocks would spill.
     if (size >= 4) != (block == 16):
         return None
-    return block * (named["BLOCK_C"] * config.num_stages + named["BLOCK_M"] * 2) * size
+    return block * (named["BLOCK_C"] * config.num_stages * size + named["BLOCK_M"] * 8) + 2048
 
 
 def _scatter_blocks(named: dict[str, Any]) -> dict[str, int]:
@@ -204,7 +205,7 @@ gather = Kernel(
         for rows, channels, stages in ((16, 128, 3), (32, 64, 3), (16, 64, 4), (8, 256, 3), (32, 128, 2))
     ],
     ("channels", "PACKED", "PAIRED"),
-    lambda config, named: config.kwargs["BLOCK_M"] * config.kwargs["BLOCK_C"] * 4 * config.num_stages,
+    lambda config, named, amd: config.kwargs["BLOCK_M"] * config.kwargs["BLOCK_C"] * 4 * config.num_stages,
     _gather_blocks,
 )
 
@@ -212,7 +213,7 @@ scatter = Kernel(
     scatter_kernel,
     [
         triton.Config({"BLOCK_N": block}, num_warps=warps, num_stages=stages)
-        for block, warps, stages in ((64, 8, 3), (32, 8, 3), (32, 4, 3), (64, 4, 2), (128, 8, 2), (16, 8, 2))
+        for block, warps, stages in ((32, 4, 3), (32, 8, 3), (64, 4, 2), (64, 8, 2), (16, 8, 2))
     ],
     ("BLOCK_M", "BLOCK_C", "other_class", "BOTH", "PACKED", "PAIRED"),
     _scatter_shared_bytes,

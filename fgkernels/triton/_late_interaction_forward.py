@@ -233,7 +233,7 @@ def reduce_kernel(
     match_at = x * match_stride_x + y * match_stride_y
     if PACKED:
         start = tl.load(offsets + owner, mask=inside, other=0)
-        count = tl.load(offsets + owner + 1, mask=inside, other=0) - start
+        count = tl.load(offsets + (owner + 1), mask=inside, other=0) - start
         match_at += start
         steps = maximum_of(count, 0)
     else:
@@ -298,14 +298,17 @@ def _configs() -> list[triton.Config]:
     ]
 
 
-def _match_shared_bytes(config: triton.Config, named: dict[str, Any]) -> int:
+def _match_shared_bytes(config: triton.Config, named: dict[str, Any], amd: bool) -> int | None:
     """Rows, the pipelined column blocks, and what reductions exchange between warps."""
     size, column_size = named["rows"].element_size(), named["columns"].element_size()
     if size >= 4 and config.kwargs["BLOCK_N"] * size > 256:
         return None  # every thread keeps its operands in registers, and these would spill
-    exchange = 3 * 1024
     rows = named["BLOCK_M"] * named["BLOCK_K"] * size
     columns = config.kwargs["BLOCK_N"] * named["BLOCK_K"] * max(size, column_size)
+    exchange = 3 * 1024
+    if amd:
+        # Rows pass through on their way to registers, and one stage of the columns stays in registers.
+        return max(rows, columns * (config.num_stages - 1) + exchange)
     if named["WHOLE"]:
         return rows + columns * config.num_stages + exchange
     return (rows + columns) * config.num_stages + exchange
@@ -325,7 +328,7 @@ reduce = Kernel(
     reduce_kernel,
     [triton.Config({"BLOCK_P": 16, "BLOCK_I": 64}, num_warps=4, num_stages=2)],
     (),
-    lambda config, named: 0,
+    lambda config, named, amd: 0,
     _reduce_interpreter_blocks,
 )
 

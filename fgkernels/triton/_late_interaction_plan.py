@@ -42,8 +42,8 @@ def owner_block(length: int, channels: int, element_size: int) -> tuple[int, int
     """(BLOCK_M, BLOCK_C) of `scatter` for samples of `length` tokens."""
     if INTERPRETED:
         return next_power_of_2(length, 16, 2048), next_power_of_2(channels, 16)
-    high = 128 if element_size <= 2 else 256 // element_size
-    return next_power_of_2(length, 16, high), next_power_of_2(channels, 16, high)
+    wide = 256 // element_size
+    return next_power_of_2(length, 16, min(64, wide)), next_power_of_2(channels, 16, min(128, wide))
 
 
 def column_group(row_tiles: int, column_samples: int, device: torch.device) -> int:

@@ -49,6 +49,7 @@ _TYPES = {
 class Facts:
     """One kernel compiled for one target. `registers` are per thread, `shared` is in bytes per block.
 
+    `spills` are bytes that go to memory (NVIDIA), or vector registers that do (AMD).
     `narrow_offsets` counts blocks of addresses whose offsets are less than 64 bits wide.
     """
 
@@ -134,7 +135,7 @@ def _amd_registers(assembly: str) -> tuple[int, int]:
     def number(name: str) -> int:
         return int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))
 
-    return number("vgpr_count"), number("vgpr_spill_count") + number("sgpr_spill_count")
+    return number("vgpr_count"), number("vgpr_spill_count")
 
 
 def _nvidia_registers(assembly: str, target: str) -> tuple[int, int]:
@@ -223,7 +224,7 @@ def report(targets: list[str], cases: list[str] | None = None) -> list[Facts]:
         seen = set()
         for case in cases or list(CASES):
             for name, launch in launches_of(case):
-                config = launch.kernel.fitting(launch.arguments, SHARED_MEMORY[target])[0]
+                config = launch.kernel.fitting(launch.arguments, SHARED_MEMORY[target], target == "gfx942")[0]
                 source = source_of(launch, config)
                 # Cases share kernels.
                 if source.hash() not in seen:

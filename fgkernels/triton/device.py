@@ -93,8 +93,8 @@ class Kernel:
         function: the `triton.jit` function.
         configs: candidates, best guess first. Their keyword arguments set block sizes.
         key: names of the arguments whose values choose a configuration anew (dtypes always do).
-        shared_bytes: (config, named arguments) -> bytes of shared memory, to drop those that the device cannot hold;
-            None for those that don't suit the arguments.
+        shared_bytes: (config, named arguments, whether the device is AMD's) -> bytes of shared memory, to drop those
+            that the device cannot hold; None for those that don't suit the arguments.
         interpreter_blocks: named arguments -> block sizes in the interpreter, where a few large blocks are fastest.
     """
 
@@ -103,7 +103,7 @@ class Kernel:
         function: Any,
         configs: Sequence[triton.Config],
         key: Sequence[str],
-        shared_bytes: Callable[[triton.Config, dict[str, Any]], int | None],
+        shared_bytes: Callable[[triton.Config, dict[str, Any], bool], int | None],
         interpreter_blocks: Callable[[dict[str, Any]], dict[str, int]],
     ) -> None:
         self.function = function
@@ -112,13 +112,16 @@ class Kernel:
         self.interpreter_blocks = interpreter_blocks
         self._tuned = None
         if not INTERPRETED:
-            prune = {"early_config_prune": lambda configs, named, **options: self.fitting(
-                {**named, **options}, shared_memory(torch.accelerator.current_device_index()))}  # fmt: skip
+            prune = {"early_config_prune": self._prune}
             self._tuned = triton.autotune(configs=self.configs, key=list(key), prune_configs_by=prune)(function)
 
-    def fitting(self, named: dict[str, Any], limit: int) -> list[triton.Config]:
+    def _prune(self, configs: Sequence[triton.Config], named: dict[str, Any], **options: Any) -> list[triton.Config]:
+        limit = shared_memory(torch.accelerator.current_device_index())
+        return self.fitting({**named, **options}, limit, torch.version.hip is not None)
+
+    def fitting(self, named: dict[str, Any], limit: int, amd: bool) -> list[triton.Config]:
         """The configurations within `limit` bytes of shared memory; the smallest where none is."""
-        sizes = [(config, self.shared_bytes(config, named)) for config in self.configs]
+        sizes = [(config, self.shared_bytes(config, named, amd)) for config in self.configs]
         sizes = [(config, size) for config, size in sizes if size is not None]
         fit = [config for config, size in sizes if size <= limit]
         return fit or [min(sizes, key=lambda pair: pair[1])[0]]
