@@ -5,7 +5,7 @@
 enable_testing()
 
 set(FGK_EMULATOR_SOURCES)
-foreach(file fiber global_memory launch options shared_memory site warp)
+foreach(file fiber global_memory launch mbarrier options ordering shared_memory site warp)
   list(APPEND FGK_EMULATOR_SOURCES csrc/tests/cuda_emulation/${file}.cpp)
 endforeach()
 
@@ -67,6 +67,7 @@ endfunction()
 fgk_add_emulated_test(test_cuda_primitives csrc/tests/cuda_emulation/test_primitives.cpp)
 fgk_add_emulated_test(test_cuda_planted_bugs csrc/tests/cuda_emulation/test_planted_bugs.cpp)
 fgk_add_emulated_test(test_cuda_planted_accesses csrc/tests/cuda_emulation/test_planted_accesses.cpp)
+fgk_add_emulated_test(test_cuda_planted_mbarriers csrc/tests/cuda_emulation/test_planted_mbarriers.cpp)
 fgk_add_emulated_test(test_cuda_emulator csrc/tests/cuda_emulation/test_emulator.cpp)
 
 # The primitives' test on a GPU. Compiling it needs none.

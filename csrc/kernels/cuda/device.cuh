@@ -19,6 +19,9 @@
 // Warp        shfl_xor shfl shfl_up shfl_down (int32, uint32, float, double), ballot any all, warp_sum warp_max; always
 //             all 32 lanes
 // cp.async    cp_async16(dst, src, valid_bytes) cp_async_commit() cp_async_wait<N>()
+// mbarrier    mbarrier_init mbarrier_arrive mbarrier_arrive_expect mbarrier_wait, and bulk_copy, which completes on
+// one;
+//             only where FGK_BULK_COPY is defined (sm_90 and emulated)
 // Tensor core ldmatrix_x4 ldmatrix_x4_trans ldmatrix_x2 mma_16816<T>
 // Atomics     atomic_add (float, double, int32, uint32) and atomic_max (int32) on gptr and sptr, relaxed; they return
 //             the old value

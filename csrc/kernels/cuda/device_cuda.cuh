@@ -238,6 +238,53 @@ FGK_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 
+// ---- mbarriers and bulk copies (sm_90)
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define FGK_BULK_COPY 1
+
+// For `count` arrivals per phase, visible to bulk copies too. By one thread; a sync_block comes before its first use.
+FGK_DEVICE void mbarrier_init(sptr<uint64_t> barrier, int count) {
+  asm volatile(
+      "mbarrier.init.shared::cta.b64 [%0], %1;\n"
+      "fence.proxy.async.shared::cta;\n" ::"r"(barrier.address()),
+      "r"(count)
+      : "memory");
+}
+// Counts the thread in; what it did before is seen by those who wait for the phase.
+FGK_DEVICE void mbarrier_arrive(sptr<uint64_t> barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier.address()) : "memory");
+}
+// The same, and the phase is complete only when copies have brought `bytes` bytes more.
+FGK_DEVICE void mbarrier_arrive_expect(sptr<uint64_t> barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier.address()), "r"(bytes)
+               : "memory");
+}
+// Until the phase of this parity is complete; the first phase has parity 0.
+FGK_DEVICE void mbarrier_wait(sptr<uint64_t> barrier, uint32_t parity) {
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred complete;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 complete, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, complete;\n"
+        "}\n"
+        : "=r"(done)
+        : "r"(barrier.address()), "r"(parity)
+        : "memory");
+  } while (done == 0);
+}
+// One thread starts a copy of `bytes` bytes, a multiple of 16 as both addresses are; it completes on `barrier`.
+template <class T>
+FGK_DEVICE void bulk_copy(sptr<T> dst, gptr<const T> src, int bytes, sptr<uint64_t> barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(dst.address()),
+      "l"(__cvta_generic_to_global(src.pointer())), "r"(bytes), "r"(barrier.address())
+      : "memory");
+}
+#endif
+
 // ---- tensor cores
 
 // r[j] is this lane's pair of the 8 x 8 matrix j of 16-bit elements (row lane / 4, columns 2 (lane % 4) and the next),

@@ -5,6 +5,7 @@
 // Exit code 77: there is no CUDA device.
 #define FGK_CHECK_OWN_MAIN
 #include "matrix_tests.h"
+#include "mbarrier_tests.h"
 #include "number_tests.h"
 #include "primitive_tests.h"
 

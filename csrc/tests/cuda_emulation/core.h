@@ -66,6 +66,11 @@ void copy_wait(int groups, Site site);
 
 void block_barrier(Site site);
 
+void mbarrier_init(const SharedPointer& p, int count, Site site);
+void mbarrier_arrive(const SharedPointer& p, int64_t expected_bytes, Site site);
+void mbarrier_wait(const SharedPointer& p, unsigned parity, Site site);
+void copy_bulk(const SharedPointer& to, const GlobalPointer& from, int64_t bytes, const SharedPointer& p, Site site);
+
 enum class Collective {
   sync_warp,
   shfl_xor,

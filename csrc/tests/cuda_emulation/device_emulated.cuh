@@ -248,6 +248,27 @@ void cp_async_wait(Site site = Site::here()) {
   emulation::core::copy_wait(N, site);
 }
 
+// ---- mbarriers and bulk copies
+
+#define FGK_BULK_COPY 1
+
+inline void mbarrier_init(sptr<uint64_t> barrier, int count, Site site = Site::here()) {
+  emulation::core::mbarrier_init(barrier.checked(), count, site);
+}
+inline void mbarrier_arrive(sptr<uint64_t> barrier, Site site = Site::here()) {
+  emulation::core::mbarrier_arrive(barrier.checked(), 0, site);
+}
+inline void mbarrier_arrive_expect(sptr<uint64_t> barrier, int bytes, Site site = Site::here()) {
+  emulation::core::mbarrier_arrive(barrier.checked(), bytes, site);
+}
+inline void mbarrier_wait(sptr<uint64_t> barrier, uint32_t parity, Site site = Site::here()) {
+  emulation::core::mbarrier_wait(barrier.checked(), parity, site);
+}
+template <class T>
+void bulk_copy(sptr<T> dst, gptr<const T> src, int bytes, sptr<uint64_t> barrier, Site site = Site::here()) {
+  emulation::core::copy_bulk(dst.checked(), src.checked(), bytes, barrier.checked(), site);
+}
+
 // ---- tensor cores
 
 template <class T>

@@ -27,6 +27,8 @@ class Array {
   std::vector<T> host;
 };
 
+inline bool has_bulk_copy() { return true; }
+
 // body() in every order of blocks and threads.
 template <class Body>
 void in_every_order(const Body& body) {
@@ -71,6 +73,15 @@ class Array {
 
   T* device_ = nullptr;
 };
+
+inline bool has_bulk_copy() {
+  int device = 0;
+  int major = 0;
+  fgk::dev::detail::check(cudaGetDevice(&device), "cudaGetDevice");
+  fgk::dev::detail::check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+                          "cudaDeviceGetAttribute");
+  return major >= 9;
+}
 
 template <class Body>
 void in_every_order(const Body& body) {

@@ -23,7 +23,8 @@ enum class FaultKind {
   read_only_load,        // load through a const pointer of memory that the launch has written
   in_flight,             // access to the destination of a cp.async that has not been waited for
   pending_copies,        // thread returns before it has waited for its copies
-  bad_copy_size,         // cp_async16 of less than 0 or more than 16 valid bytes
+  bad_copy_size,         // cp_async16 of less than 0 or more than 16 valid bytes; bulk_copy of no multiple of 16
+  bad_mbarrier,          // mbarrier that is not there, or is asked for what it cannot do
   divergent_collective,  // lanes of one warp meet in different collectives
   divergent_barrier,     // threads of one block meet in different block barriers
   exited_thread,         // threads wait for one that has returned

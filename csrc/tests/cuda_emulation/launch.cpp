@@ -7,7 +7,7 @@
 #include <numeric>
 
 #include "options.h"
-#include "state.h"
+#include "ordering.h"
 
 namespace fgk::emulation::core {
 
@@ -81,12 +81,23 @@ Thread* take_ready() {
     if (first.status == Thread::Status::exited) {
       text += " have returned";
     } else {
-      text += std::string(first.status == Thread::Status::at_barrier ? " in sync_block" : " in a warp collective") +
+      text += std::string(first.status == Thread::Status::at_barrier    ? " in sync_block"
+                          : first.status == Thread::Status::at_mbarrier ? " in mbarrier_wait"
+                                                                        : " in a warp collective") +
               " at " + site_text(first.site);
     }
     i = end;
   }
-  fault(FaultKind::deadlock, state.running, state.running->site, text);
+  const auto waiting = std::find_if(state.threads.begin(), state.threads.end(),
+                                    [](const Thread& thread) { return thread.status != Thread::Status::exited; });
+  fault(FaultKind::deadlock, &*waiting, waiting->site, text);
+}
+
+// There is a thread that can go on, or a deadlock.
+void need_ready() {
+  while (state.ready_count == 0 && land_bulk_copy()) {
+  }
+  if (state.ready_count == 0) report_deadlock();
 }
 
 void run_thread(Thread* thread) {
@@ -104,7 +115,8 @@ bool run_kernel(Thread* thread) {
     ++state.exited;
     state.last_exited = thread;
     thread->warp->exited = thread;
-    if (state.ready_count == 0 && state.exited < position.threads) report_deadlock();
+    if (state.exited == position.threads) check_finished_bulk_copies();
+    if (state.exited < position.threads) need_ready();
     return state.exited < position.threads;
   } catch (const Stop&) {
     return false;
@@ -132,6 +144,7 @@ void start_block() {
   state.ready_head = 0;
   state.ready_count = 0;
   start_shared_memory();
+  start_mbarriers();
   for (size_t w = 0; w < state.warps.size(); ++w) {
     Warp& warp = state.warps[w];
     warp.time = times.now;
@@ -204,7 +217,7 @@ void make_ready(Thread* thread) {
 
 void wait_for_turn() {
   Thread* self = state.running;
-  if (state.ready_count == 0) report_deadlock();
+  need_ready();
   Thread* next = take_ready();
   if (next == self) return;
   run_thread(next);
@@ -230,6 +243,7 @@ void block_barrier(Site site) {
     state.at_barrier = 0;
     state.times.epoch = ++state.times.now;
     for (Warp& warp : state.warps) warp.time = state.times.now;
+    if (ordering.in_use()) ordering.join_block();
     for (Thread& thread : state.threads) make_ready(&thread);
   }
   wait_for_turn();

@@ -104,6 +104,8 @@ const char* fault_name(FaultKind kind) {
       return "pending copies";
     case FaultKind::bad_copy_size:
       return "bad copy size";
+    case FaultKind::bad_mbarrier:
+      return "bad mbarrier";
     case FaultKind::divergent_collective:
       return "divergent collective";
     case FaultKind::divergent_barrier:

@@ -128,6 +128,15 @@ inline Finding note_atomic(Cell& cell, const Accessor& who, const Times& times) 
   return {};
 }
 
+// Marks an access that is ordered after all of the cell's by other means.
+inline void note_ordered(Cell& cell, Access access, const Accessor& who, const Times& times) {
+  int flags = 0;
+  if (access == Access::read) flags = merged_flags(cell.read, who, times);
+  if (access == Access::atomic) flags = merged_flags(cell.write, who, times) | Mark::atomic;
+  Mark& mark = access == Access::read ? cell.read : cell.write;
+  mark = {who.time, static_cast<uint16_t>(who.thread), static_cast<uint16_t>(flags), who.site};
+}
+
 inline Finding note(Cell& cell, Access access, const Accessor& who, const Times& times) {
   switch (access) {
     case Access::read:

@@ -5,14 +5,14 @@
 // block ends or the word is written whole.
 #include <cstring>
 
-#include "state.h"
+#include "ordering.h"
 
 namespace fgk::emulation::core {
 namespace {
 
 constexpr int kWord = 4;
 constexpr int kCopyBytes = 16;
-constexpr unsigned char kPoison = 0xFF;  // NaN in every floating-point type
+constexpr unsigned kWholeWord = 0xF;
 
 struct SharedMemory {
   alignas(128) char bytes[256 * 1024];
@@ -49,7 +49,8 @@ struct Event {
 
 bool in_flight(const Mark& write) { return (write.flags & Mark::in_flight) != 0 && write.time >= state.times.block; }
 
-void note_cell(Cell& cell, const Event& event) {
+// The bytes of `mask` in `word`, whose cell this is.
+void note_cell(Cell& cell, int64_t word, unsigned mask, const Event& event) {
   if (in_flight(cell.write)) {
     fault(FaultKind::in_flight, event,
           ", where a cp.async of thread " + std::to_string(cell.write.thread) + " at " +
@@ -59,7 +60,11 @@ void note_cell(Cell& cell, const Event& event) {
     fault(FaultKind::uninitialized_shared, event, ", which this block has not written");
   }
   const Finding finding = note(cell, event.access, event.who, event.times);
-  if (finding.conflict != Conflict::none) fault(FaultKind::race_shared, event, ", which " + describe(finding));
+  if (finding.conflict == Conflict::none) return;
+  if (!ordering.in_use() || !ordering.settles(finding, word, mask, event.access, event.who.thread)) {
+    fault(FaultKind::race_shared, event, ", which " + describe(finding));
+  }
+  note_ordered(cell, event.access, event.who, event.times);
 }
 
 // The usual case, a read of whole words that were written before the block's last barrier; false: it is another case.
@@ -93,16 +98,22 @@ void note_access(const SharedPointer& p, int bytes, Access access, const Thread*
       for (int i = 0; i < kWord; ++i) memory.parts[first * kWord + i] = memory.words[first];
       memory.divided[first] = state.times.now;
     }
-    for (int i = 0; i < bytes; ++i) note_cell(memory.parts[p.at + i], event);
+    for (int i = 0; i < bytes; ++i) {
+      const unsigned mask = 1u << (p.at + i) % kWord;
+      note_cell(memory.parts[p.at + i], first, mask, event);
+      if (ordering.in_use()) ordering.record(first, mask, access, thread->id);
+    }
     return;
   }
   for (int64_t word = first; word < first + bytes / kWord; ++word) {
-    if (!is_divided(word)) {
-      note_cell(memory.words[word], event);
-      continue;
+    const bool divided = is_divided(word);
+    if (divided) {
+      for (int i = 0; i < kWord; ++i) note_cell(memory.parts[word * kWord + i], word, 1u << i, event);
+    } else {
+      note_cell(memory.words[word], word, kWholeWord, event);
     }
-    for (int i = 0; i < kWord; ++i) note_cell(memory.parts[word * kWord + i], event);
-    if (access == Access::write) {
+    if (ordering.in_use()) ordering.record(word, kWholeWord, access, thread->id);
+    if (divided && access == Access::write) {
       memory.words[word] = memory.parts[word * kWord];
       memory.divided[word] = 0;
     }
@@ -120,7 +131,8 @@ char* checked(const SharedPointer& p, int bytes, Access access, const Thread* th
           verb(access) + bytes_text(bytes, p) + ", not a multiple of " + std::to_string(bytes));
   }
   if (state.options.shadow) {
-    const bool settled = access == Access::read && bytes >= kWord && note_settled_read(p, bytes, thread, site);
+    const bool settled =
+        access == Access::read && bytes >= kWord && !ordering.in_use() && note_settled_read(p, bytes, thread, site);
     if (!settled) note_access(p, bytes, access, thread, site);
   }
   return memory.bytes + p.at;
@@ -185,12 +197,25 @@ void copy_async(const SharedPointer& to, const GlobalPointer& from, int valid_by
   const char* source = copy_source(from, valid_bytes, site);
   char* destination = checked(to, kCopyBytes, Access::write, thread, site);
   std::memset(destination, kPoison, kCopyBytes);
-  if (state.options.shadow) {
-    for (int64_t word = to.at / kWord; word < (to.at + kCopyBytes) / kWord; ++word) {
-      memory.words[word].write.flags |= Mark::in_flight;
-    }
-  }
+  mark_in_flight(to, kCopyBytes);
   thread->copies.push_back({source, to.at, valid_bytes, thread->groups, site});
+}
+
+void mark_in_flight(const SharedPointer& to, int64_t bytes) {
+  if (!state.options.shadow) return;
+  for (int64_t word = to.at / kWord; word < (to.at + bytes) / kWord; ++word) {
+    memory.words[word].write.flags |= Mark::in_flight;
+  }
+}
+
+void land_bulk(const SharedPointer& to, const char* from, int64_t bytes, Site site) {
+  std::memcpy(memory.bytes + to.at, from, static_cast<size_t>(bytes));
+  if (!state.options.shadow) return;
+  const uint16_t writer = static_cast<uint16_t>(ordering.copies());
+  for (int64_t word = to.at / kWord; word < (to.at + bytes) / kWord; ++word) {
+    memory.words[word].write = {state.times.now, writer, 0, site_id(site)};
+    ordering.record(word, kWholeWord, Access::write, writer);
+  }
 }
 
 void copy_commit(Site /*site*/) { ++state.running->groups; }

@@ -17,7 +17,7 @@ constexpr int kLanes = dev::kWarpSize;
 struct Warp;
 
 struct Thread {
-  enum class Status { ready, at_barrier, in_collective, exited };
+  enum class Status { ready, at_barrier, at_mbarrier, in_collective, exited };
 
   // A cp.async under way.
   struct Copy {
@@ -124,6 +124,11 @@ void forget_shared_memory();
 const char* copy_source(const GlobalPointer& p, int valid_bytes, Site site);
 // A row of 16 bytes that `lane` loads.
 const char* load_row(const Thread* lane, const SharedPointer& p, Site site);
+
+constexpr unsigned char kPoison = 0xFF;  // NaN in every floating-point type
+// What a bulk copy does to the shadow of shared memory while it is under way, and to both when it lands.
+void mark_in_flight(const SharedPointer& to, int64_t bytes);
+void land_bulk(const SharedPointer& to, const char* from, int64_t bytes, Site site);
 
 void check_finished_copies(const Thread* thread);
 // `thread` returns: nobody may wait for it.

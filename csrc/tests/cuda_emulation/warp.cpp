@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "numbers.h"
-#include "state.h"
+#include "ordering.h"
 
 namespace fgk::emulation::core {
 namespace {
@@ -103,7 +103,10 @@ void execute_exchange(Warp* warp) {
     }
     warp->result[i] = warp->value[source < 0 || source >= kLanes ? i : source];
   }
-  if (warp->collective == Collective::sync_warp) warp->time = ++state.times.now;
+  if (warp->collective == Collective::sync_warp) {
+    warp->time = ++state.times.now;
+    if (ordering.in_use()) ordering.join_warp(warp->lanes->id);
+  }
 }
 
 void execute_load(Warp* warp) {
