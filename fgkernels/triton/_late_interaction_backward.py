@@ -84,7 +84,7 @@ def scatter_kernel(
     gradient, weights, weight_stride_x, weight_stride_o, alignment, alignment_stride_x, alignment_stride_o,
     own_weights, own_weight_stride_x, own_weight_stride_o, own_alignment, own_stride_x, own_stride_o,
     others, other_stride_x, other_stride_i, other_stride_c, magnitude,
-    token_mask, other_mask, offsets, tile_samples, tile_starts, other_offsets, other_samples, legal,
+    token_mask, other_mask, offsets, tile_samples, tile_starts, other_offsets, other_samples,
     length, other_count, other_length, channels, row_tiles, paired, other_class,
     PACKED: tl.constexpr, PAIRED: tl.constexpr, BOTH: tl.constexpr, SCALED: tl.constexpr,
     TOKEN_MASK: tl.constexpr, OTHER_MASK: tl.constexpr,
@@ -172,8 +172,6 @@ def scatter_kernel(
         else:
             total = tl.dot(matrix, operand, total, input_precision="ieee", out_dtype=accumulator)
     total = total / power
-    if PACKED:
-        total = tl.where(tl.load(legal) != 0, total, float("nan"))
     to = gradient + token[:, None] * channels + channel
     tl.store(to, total.to(gradient.dtype.element_ty), mask=live[:, None] & inside)
 

@@ -227,8 +227,9 @@ def forward_packed(
     tokens, channels = queries.shape
     count, column_samples = query_offsets.count, document_offsets.count
     if paired:
-        scores, alignment = scores.unsqueeze(1), None if alignment is None else alignment.unsqueeze(0)
-        column_samples = 1
+        scores, column_samples = scores.unsqueeze(1), 1
+        if alignment is not None:
+            alignment = alignment.fill_(-1).unsqueeze(0)  # stays where illegal offsets leave no tile of queries
     if min(tokens, count, column_samples) == 0:
         if alignment is not None:
             alignment.fill_(-1)
@@ -380,6 +381,7 @@ def _scatter(
     block_m, block_c = owner_block(length, channels, tokens.element_size())
     tiles = None
     if offsets is not None:
+        gradient.fill_(torch.nan)  # stays where illegal offsets leave no sample to own the tokens
         tiles = Tiles.of(offsets, length, block_m, offsets.lengths())
     row_tiles = samples * ceil_div(length, block_m) if tiles is None else tiles.count
     channel_tiles = ceil_div(channels, block_c)
@@ -401,7 +403,7 @@ def _scatter(
         tile_starts=None if tiles is None else tiles.starts,
         other_offsets=None if other_offsets is None else other_offsets.offsets,
         other_samples=None if other_offsets is None else token_samples(other_offsets, other_length),
-        legal=None if offsets is None else offsets.legal, length=length,
+        length=length,
         other_count=other_length if offsets is not None else other_samples * other_length, other_length=other_length,
         channels=channels, row_tiles=row_tiles, paired=max(paired, 1),
         other_class=next_power_of_2(other_length * (1 if paired else other_samples), high=2**20),

@@ -39,7 +39,7 @@ minimum_of = _reduction(tl.min)
 sum_of = _reduction(tl.sum)
 
 
-@device_function
+@triton.jit
 def larger(a, b):
     """Combine function of a maximum that keeps NaN (tl.max drops it)."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
