@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import _library
 
@@ -73,14 +72,20 @@ def _find(backend: str, family: str, operator: str, device_type: str) -> Callabl
 
 def _kernel(backend: str, family: str, operator: str) -> Callable:
     """A dispatcher entry that finds the implementation of `operator` when it is called."""
-    names = [argument.name for argument in _library.op(operator)._schema.arguments]
+    arguments = _library.op(operator)._schema.arguments
+    names = [argument.name for argument in arguments]
+    tensors = [i for i, argument in enumerate(arguments) if "Tensor" in str(argument.type)]
+    required = {i for i in tensors if isinstance(arguments[i].type, torch.TensorType)}
 
     def kernel(*args: Any) -> Any:
-        first = next(i for i, value in enumerate(args) if isinstance(value, Tensor))
+        first = next(i for i in tensors if args[i] is not None)
         device = args[first].device
-        for name, value in zip(names, args, strict=True):
-            if isinstance(value, Tensor) and value.device != device:
-                raise ValueError(f"{name}: expected device {device} like {names[first]}, got {value.device}")
+        for i in tensors:
+            if args[i] is None:
+                if i in required:  # torch lets None pass for a tensor
+                    raise TypeError(f"{names[i]}: expected a Tensor, got None")
+            elif args[i].device != device:
+                raise ValueError(f"{names[i]}: expected device {device} like {names[first]}, got {args[i].device}")
         # An operator without a gradient of its own gets here with the Autograd keys on; none is wanted below.
         with torch._C._AutoDispatchBelowAutograd():
             return _find(backend, family, operator, device.type)(*args)

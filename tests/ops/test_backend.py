@@ -43,7 +43,7 @@ def test_environment_variable_chooses_a_stand_in(name: str) -> None:
     reason = _backend._refusal(name, "cpu")
     if reason is not None:
         pytest.skip(reason)
-    program = f"import os, sys, fgkernels\nprint('triton' in sys.modules)\nos.environ.clear()\n{CALL}"
+    program = f"import os, sys, fgkernels\nprint('triton' in sys.modules)\ndel os.environ['FGKERNELS_BACKEND']\n{CALL}"
     done = run(program, FGKERNELS_BACKEND=name, TRITON_INTERPRET="1")
     assert done.stdout.split() == ["False", "True", name], done.stderr
 

@@ -306,6 +306,8 @@ def test_tensors_on_different_devices() -> None:
     mask = torch.ones(5, 6, dtype=torch.bool, device="meta")
     with pytest.raises(ValueError, match="document_mask: expected device cpu like queries, got meta"):
         kernel(QUERIES, DOCUMENTS, None, mask, None, False, False, False)
+    with pytest.raises(TypeError, match="documents: expected a Tensor, got None"):
+        kernel(QUERIES, None, None, None, None, False, False, False)
 
 
 def test_describe() -> None:

@@ -128,6 +128,23 @@ def test_threads_do_not_change_a_bit(cpu_implementation) -> None:
     assert all(torch.equal(one, two) for one, two in zip(*runs, strict=True))
 
 
+@pytest.mark.compiled
+def test_nothing_waits_for_the_gpu(operators) -> None:
+    """Offsets stay on the device, forward and backward: torch raises at any synchronisation."""
+    if operators.device != "cuda":
+        pytest.skip(f"{operators.name} runs on the host, which has no device to wait for")
+    queries, documents = tokens((8, 16)).requires_grad_(), tokens((75, 16)).requires_grad_()
+    places = offsets([2, 0, 5, 1]), offsets([3, 70, 0, 2])
+    weights = torch.ones(4, 4)
+    for mode in ("default", "error"):  # the first round compiles and tunes
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            scores = fgkernels.maxsim_varlen(queries, documents, *places)
+            torch.autograd.grad(scores, (queries, documents), weights)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 # --- jagged nested tensors --------------------------------------------------------------------------------------------
 
 
