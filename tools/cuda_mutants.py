@@ -488,8 +488,8 @@ MUTANTS = [
     Mutant(
         "order",
         TILE,
-        "for (int c = 0; c < 4; ++c) acc[mt][nt][c] += chunk[mt][nt][c];",
-        "for (int c = 0; c < 4; ++c) acc[mt][nt][c] = chunk[mt][nt][c];",
+        "acc[mt][2 * pair][c] += chunk[mt][0][c];",
+        "acc[mt][2 * pair][c] = chunk[mt][0][c];",
         "only the last chunk counts",
     ),
     Mutant(

@@ -105,48 +105,59 @@ struct MultiplyAdd {
   using T = T_;
   using Acc = T_;
 
-  // Each chunk is summed on its own, so that a depth of thousands keeps its digits.
+  // Each chunk is summed on its own, so that a depth of thousands keeps its digits; one pair of n8 tiles at a time,
+  // since all of them would take more registers than two blocks leave.
   template <int NT, int kAcross>
   FGK_DEVICE static void multiply(T (&acc)[kRowTiles][NT][4], sptr<T> a, sptr<T> b, int channels,
                                   const WarpTile& tile) {
-    T chunk[kRowTiles][NT][4];
-    clear_tile(chunk);
     const int units = (channels + kUnitElements<T> - 1) / kUnitElements<T>;
-    FGK_NO_UNROLL
-    for (int unit = 0; unit < units; ++unit) {
-      Unit<T> rows[kRowTiles][2];
+    FGK_UNROLL
+    for (int pair = 0; pair < NT / 2; ++pair) {
+      if (pair >= tile.pairs) break;
+      T chunk[kRowTiles][2][4];
+      clear_tile(chunk);
+      FGK_NO_UNROLL
+      for (int unit = 0; unit < units; ++unit) add_unit<kAcross>(chunk, a, b, 2 * pair, unit, tile);
       FGK_UNROLL
       for (int mt = 0; mt < kRowTiles; ++mt) {
         FGK_UNROLL
-        for (int h = 0; h < 2; ++h) {
-          if (mt < tile.row_tiles) rows[mt][h] = a.template ld_as<Unit<T>>(staged<T>(tile_row(mt, h), unit));
-        }
-      }
-      FGK_UNROLL
-      for (int nt = 0; nt < NT; ++nt) {
-        if (nt / 2 >= tile.pairs) break;
-        FGK_UNROLL
-        for (int c = 0; c < 2; ++c) {
-          const Unit<T> column = b.template ld_as<Unit<T>>(staged<T>(tile_column<kAcross>(nt, c, tile.across), unit));
-          FGK_UNROLL
-          for (int mt = 0; mt < kRowTiles; ++mt) {
-            if (mt >= tile.row_tiles) break;
-            FGK_UNROLL
-            for (int h = 0; h < 2; ++h) {
-              FGK_UNROLL
-              for (int e = 0; e < kUnitElements<T>; ++e)
-                chunk[mt][nt][2 * h + c] += rows[mt][h].value[e] * column.value[e];
-            }
-          }
+        for (int c = 0; c < 4; ++c) {
+          acc[mt][2 * pair][c] += chunk[mt][0][c];
+          acc[mt][2 * pair + 1][c] += chunk[mt][1][c];
         }
       }
     }
+  }
+
+  // Adds the product over one unit of channels, for the pair of n8 tiles that starts at `first`.
+  template <int kAcross>
+  FGK_DEVICE static void add_unit(T (&chunk)[kRowTiles][2][4], sptr<T> a, sptr<T> b, int first, int unit,
+                                  const WarpTile& tile) {
+    Unit<T> rows[kRowTiles][2];
     FGK_UNROLL
     for (int mt = 0; mt < kRowTiles; ++mt) {
       FGK_UNROLL
-      for (int nt = 0; nt < NT; ++nt) {
+      for (int h = 0; h < 2; ++h) {
+        if (mt < tile.row_tiles) rows[mt][h] = a.template ld_as<Unit<T>>(staged<T>(tile_row(mt, h), unit));
+      }
+    }
+    FGK_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      FGK_UNROLL
+      for (int c = 0; c < 2; ++c) {
+        const int place = staged<T>(tile_column<kAcross>(first + n, c, tile.across), unit);
+        const Unit<T> column = b.template ld_as<Unit<T>>(place);
         FGK_UNROLL
-        for (int c = 0; c < 4; ++c) acc[mt][nt][c] += chunk[mt][nt][c];
+        for (int mt = 0; mt < kRowTiles; ++mt) {
+          if (mt >= tile.row_tiles) break;
+          FGK_UNROLL
+          for (int h = 0; h < 2; ++h) {
+            FGK_UNROLL
+            for (int e = 0; e < kUnitElements<T>; ++e) {
+              chunk[mt][n][2 * h + c] += rows[mt][h].value[e] * column.value[e];
+            }
+          }
+        }
       }
     }
   }
