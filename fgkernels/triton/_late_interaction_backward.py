@@ -14,7 +14,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from .device import Kernel, matrix_operand, next_power_of_2
+from .device import Kernel, matrix_operand, next_power_of_2, sum_of
 
 
 @triton.jit
@@ -169,6 +169,9 @@ def scatter_kernel(
                 piece = matrix.to(element)
                 total = tl.dot(matrix_operand(piece, INTERPRETER), operand, total)
                 matrix -= piece.to(accumulator)
+        elif element == tl.float64 and not INTERPRETER:
+            # Triton 3.6 to 3.8 cannot bring a computed float64 operand to the matrix units.
+            total += sum_of(matrix[:, :, None] * operand[None, :, :], 1)
         else:
             total = tl.dot(matrix, operand, total, input_precision="ieee", out_dtype=accumulator)
     total = total / power

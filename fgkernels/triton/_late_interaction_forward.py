@@ -273,7 +273,7 @@ def reduce_kernel(
             if INDEX:
                 index = tl.where(none, -1, index)
         if TOKEN_MASK:
-            valid = live & (tl.load(token_mask + owner[:, None] * length + i[None, :], mask=live, other=0) != 0)
+            valid = live & (tl.load(token_mask + (owner[:, None] * length + i[None, :]), mask=live, other=0) != 0)
             value = tl.where(valid, value, 0)
             tokens += sum_of(valid.to(tl.int64), 1)
             if INDEX:
@@ -294,7 +294,15 @@ def reduce_kernel(
 def _configs() -> list[triton.Config]:
     return [
         triton.Config({"BLOCK_N": block}, num_warps=warps, num_stages=stages)
-        for block, warps, stages in ((64, 8, 2), (32, 8, 3), (64, 4, 2), (32, 4, 3), (128, 8, 2), (16, 4, 4))
+        for block, warps, stages in (
+            (64, 8, 2),
+            (32, 8, 2),
+            (32, 8, 3),
+            (64, 4, 2),
+            (32, 4, 2),
+            (128, 8, 2),
+            (16, 4, 4),
+        )
     ]
 
 

@@ -192,6 +192,7 @@ CASES: dict[str, Callable[[], None]] = {
     "maxsim fp16 D128": lambda: _maxsim(torch.float16),
     "maxsim bf16 D256": lambda: _maxsim(torch.bfloat16, 256),
     "maxsim fp32 D128": lambda: _maxsim(torch.float32),
+    "maxsim fp64 D128": lambda: _maxsim(torch.float64),
     "maxsim bf16 D128, int8 documents": lambda: _maxsim(torch.bfloat16, int8=True),
     "maxsim_varlen bf16 D128": lambda: _maxsim_varlen(torch.bfloat16),
     "late_interaction bf16 D256": lambda: _late_interaction(torch.bfloat16),

@@ -81,7 +81,7 @@ def test_gpu_tiles_of_other_lengths(kernels: dict, gpu_plan: None, monkeypatch: 
             assert torch.equal(value.double(), truth.to(value.dtype).double())
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(7))
 @pytest.mark.parametrize("form", ["all_pairs", "late_interaction", "varlen"])
 def test_every_configuration(
     kernels: dict, gpu_plan: None, monkeypatch: pytest.MonkeyPatch, form: str, number: int
@@ -122,6 +122,17 @@ def test_reduction_of_the_gpu_keeps_nan(kernels: dict, monkeypatch: pytest.Monke
     truth = reference.late_interaction_core(a, b, a_mask, b_mask, False, True)
     for found, wanted in zip(ours, truth, strict=True):
         torch.testing.assert_close(found.to(wanted.dtype), wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("form", ["all_pairs", "late_interaction"])
+def test_float64_products_of_the_gpu(kernels: dict, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """On a GPU the documents' float64 gradient is summed without tl.dot."""
+    from fgkernels.triton import _late_interaction_calls as calls
+
+    monkeypatch.setattr(calls, "INTERPRETED", False)
+    case = make_case(form, torch.float64, exact=True, masked=True, n=5, m=4)
+    for value, truth in zip(run(kernels, case), expected(case), strict=True):
+        assert torch.equal(value, truth)
 
 
 def test_float16_weights_of_any_size(kernels: dict) -> None:
