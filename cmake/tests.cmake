@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-# Each csrc/tests/*.cpp is one program, run once per ISA level; a level the machine lacks counts as skipped. Those below
-# csrc/tests/cuda_emulation execute CUDA kernels in the emulator, with and without sanitizers.
+# Each csrc/tests/*.cpp is one program, run once per ISA level; a level the machine lacks counts as skipped. The emulator
+# of CUDA kernels brings its own tests (emulation.cmake); csrc/tests/cuda_emulation/test_<family>_cuda.cpp execute the
+# kernels in it. Cross-built that would be an emulator within an emulator, minutes long, and shows nothing new.
 enable_testing()
 include(cmake/emulated_kernels.cmake)
-file(GLOB FGK_CUDA_TEST_SOURCES CONFIGURE_DEPENDS csrc/tests/cuda_emulation/test_*.cpp)
-foreach(source ${FGK_CUDA_TEST_SOURCES})
-  get_filename_component(test ${source} NAME_WE)
-  fgk_add_cuda_test(${test} ${source})
-endforeach()
+if(NOT CMAKE_CROSSCOMPILING)
+  file(GLOB FGK_CUDA_TEST_SOURCES CONFIGURE_DEPENDS csrc/tests/cuda_emulation/test_*_cuda.cpp)
+  foreach(source ${FGK_CUDA_TEST_SOURCES})
+    get_filename_component(test ${source} NAME_WE)
+    fgk_add_cuda_test(${test} ${source})
+  endforeach()
+endif()
 
 # Tests that walk through the levels themselves run once.
 set(FGK_TESTS_ONCE test_isa test_capi)
