@@ -166,10 +166,9 @@ class Forward {
   void one_direction(const TokenBatch& rows, const TokenBatch& stream, const DirectionOutput& row) {
     ForwardParams<T, Acc> p = params(rows, stream, row);
     const int64_t partners = args_.paired > 0 ? args_.paired : stream.batch;
-    // Rows of one slot, met by nothing that could share a block with others, get the flat shape.
-    const int64_t sharing = args_.paired > 0 ? 1 : rows.batch;
-    const bool flat = rows.offsets ? rows.total_tokens <= kSlotRows * (args_.paired > 0 ? rows.batch : 1)
-                                   : slots_of(rows.length) * sharing <= 1;
+    // Rows that fill one slot and could share a block with no others get the flat shape.
+    const bool alone = args_.paired > 0 || rows.batch == 1;
+    const bool flat = alone && (rows.offsets ? rows.total_tokens <= kSlotRows * rows.batch : rows.length <= kSlotRows);
     const int down = flat ? 1 : 4;
 
     SumParams<Acc> sum{};
