@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutation testing of the CUDA kernels: plants each edit of cuda_mutants.py, runs the emulated tests, counts who notices.
+"""Mutation testing of the CUDA kernels: plants each edit of cuda_mutants.py and counts what the emulated tests notice.
 
     python tools/mutate_cuda.py [--jobs 2] [--only TEXT] [--page docs/cuda-mutants.md]
 
@@ -85,20 +85,14 @@ def run(mutant: Mutant, number: int, common: list[Path]) -> str:
         shutil.rmtree(folder, ignore_errors=True)
     if done.returncode == 0:
         return "survived"
-    fault = re.search(rb"threw [^\n]*?\b([a-z_]+(?: [a-z_]+)?): ", done.stderr)
-    return fault_kind(done.stderr) or ("wrong result" if fault is None else "exception")
+    return first_fault(done.stderr.decode(errors="replace")) or "wrong result"
 
 
-def fault_kind(output: bytes) -> str | None:
-    """The emulator's name of the first fault in a test's output."""
-    names = re.findall(r'return "([a-z ,.()-]+)";', (EMULATOR / "launch.cpp").read_text() + read_all(EMULATOR))
-    text = output.decode(errors="replace")
-    found = [(text.find(name), name) for name in set(names) if len(name) > 5 and name in text]
-    return min(found)[1] if found else None
-
-
-def read_all(folder: Path) -> str:
-    return "".join(path.read_text() for path in folder.glob("*.cpp") if not path.name.startswith("test_"))
+def first_fault(output: str) -> str | None:
+    """The emulator's name of the first fault that a test reports, None where results were wrong instead."""
+    names = re.findall(r'case FaultKind::\w+:\s+return "([^"]+)"', (EMULATOR / "options.cpp").read_text())
+    found = [(output.find(f": {name}: "), name) for name in names]
+    return min(((place, name) for place, name in found if place >= 0), default=(0, None))[1]
 
 
 def page(results: list[tuple[Mutant, str]]) -> str:
@@ -111,8 +105,8 @@ def page(results: list[tuple[Mutant, str]]) -> str:
         "emulated tests in three orders of threads and blocks. The last column says what noticed it: a rule of the",
         "[emulator](cuda-emulation.md), or the comparison with the definition.",
         "",
-        f"**{caught} of {len(counted)} caught ({100 * caught / len(counted):.0f} %).** Equivalent mutants, which no test can tell from the original,",
-        "are listed and not counted.",
+        f"**{caught} of {len(counted)} caught ({100 * caught / len(counted):.0f} %).** Equivalent mutants, which no test",
+        "can tell from the original, are listed and not counted.",
         "",
         "| kind | file | what the edit does | caught by |",
         "|---|---|---|---|",
