@@ -69,6 +69,7 @@ fgk_add_emulated_test(test_cuda_planted_bugs csrc/tests/cuda_emulation/test_plan
 fgk_add_emulated_test(test_cuda_planted_accesses csrc/tests/cuda_emulation/test_planted_accesses.cpp)
 fgk_add_emulated_test(test_cuda_planted_mbarriers csrc/tests/cuda_emulation/test_planted_mbarriers.cpp)
 fgk_add_emulated_test(test_cuda_emulator csrc/tests/cuda_emulation/test_emulator.cpp)
+fgk_add_emulated_test(test_cuda_shadow csrc/tests/cuda_emulation/test_shadow.cpp)
 
 # The primitives' test on a GPU. Compiling it needs none.
 if(FGK_CUDA)

@@ -105,7 +105,7 @@ void note_access(const GlobalPointer& p, int bytes, Access access, bool read_onl
       fault(finding.conflict == Conflict::in_block ? FaultKind::race_global : FaultKind::block_conflict, site,
             what(p, bytes, access) + ", which " + describe(finding));
     }
-    if (read_only && cell.write.time >= state.times.launch) {
+    if (read_only && (cell.write.time >= state.times.launch || cell.atomic.time >= state.times.launch)) {
       fault(FaultKind::read_only_load, site,
             what(p, bytes, access) + " through a pointer to const, which may hit a stale cache: this launch wrote it");
     }

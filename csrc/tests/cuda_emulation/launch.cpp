@@ -273,9 +273,7 @@ std::string describe(const Finding& finding) {
   } else if (between_blocks) {
     text = "another block, and then " + text + " of this one,";
   }
-  const bool atomic = (mark.flags & Mark::atomic) != 0;
-  text += std::string(finding.was_read ? " has read" : atomic ? " has updated" : " has written") + " at ";
-  text += site_text(site_of(mark.site));
+  text += std::string(finding.did) + " at " + site_text(site_of(mark.site));
   return text + (between_blocks ? " in the same launch" : " with no barrier in between");
 }
 

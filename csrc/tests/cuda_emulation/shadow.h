@@ -30,13 +30,10 @@ struct Accessor {
 // An access, or several of which any would be in conflict with the same later ones.
 struct Mark {
   enum Flag : uint16_t {
-    other_lane = 1,    // also by another lane of the warp since its last barrier
-    other_warp = 2,    // also by another warp since the block's last barrier
-    other_block = 4,   // also by another block of the launch
-    atomic = 8,        // all of them were atomic ...
-    own_plain = 16,    // ... but for one by the same thread since its warp's last barrier
-    block_plain = 32,  // ... but for one by the same block
-    in_flight = 64,    // destination of a cp.async
+    other_lane = 1,   // also by another lane of the warp since its last barrier
+    other_warp = 2,   // also by another warp since the block's last barrier
+    other_block = 4,  // also by another block of the launch
+    in_flight = 8,    // destination of a cp.async or a bulk copy
   };
   uint64_t time;  // 0: never
   uint16_t thread;
@@ -45,8 +42,9 @@ struct Mark {
 };
 
 struct Cell {
-  Mark write;
-  Mark read;
+  Mark write;   // plain stores
+  Mark atomic;  // which are in conflict with plain accesses only
+  Mark read;    // plain loads
 };
 
 enum class Conflict { none, in_block, between_blocks };
@@ -81,71 +79,30 @@ inline uint16_t merged_flags(const Mark& mark, const Accessor& who, const Times&
 struct Finding {
   Conflict conflict = Conflict::none;
   const Mark* with = nullptr;
-  bool was_read = false;  // what it conflicts with
+  const char* did = "";  // what it conflicts with
 };
 
-inline Finding note_read(Cell& cell, const Accessor& who, const Times& times) {
-  const Conflict found = conflict(cell.write, who, times);
-  if (found != Conflict::none) return {found, &cell.write, false};
-  const uint16_t flags = merged_flags(cell.read, who, times);
-  cell.read = {who.time, static_cast<uint16_t>(who.thread), flags, who.site};
-  return {};
+// Marks an access that is ordered after all that it could be in conflict with.
+inline void mark_access(Cell& cell, Access access, const Accessor& who, const Times& times) {
+  Mark& mark = access == Access::read ? cell.read : access == Access::write ? cell.write : cell.atomic;
+  const uint16_t flags = access == Access::write ? uint16_t{0} : merged_flags(mark, who, times);
+  mark = {who.time, static_cast<uint16_t>(who.thread), flags, who.site};
 }
 
-inline Finding note_write(Cell& cell, const Accessor& who, const Times& times) {
-  Conflict found = conflict(cell.write, who, times);
-  if (found != Conflict::none) return {found, &cell.write, false};
-  found = conflict(cell.read, who, times);
-  if (found != Conflict::none) return {found, &cell.read, true};
-  cell.write = {who.time, static_cast<uint16_t>(who.thread), 0, who.site};
-  return {};
-}
-
-// Atomic accesses are in conflict with plain ones only.
-inline Finding note_atomic(Cell& cell, const Accessor& who, const Times& times) {
-  const Mark& write = cell.write;
-  const bool atomic = (write.flags & Mark::atomic) != 0;
-  Conflict found = conflict(write, who, times);
-  if (found == Conflict::between_blocks && write.time >= times.block) {
-    // The other block's accesses were atomic: this block has already met them.
-    Mark own = write;
-    own.flags = static_cast<uint16_t>(own.flags & ~Mark::other_block);
-    found = conflict(own, who, times);
-  }
-  const bool plain = !atomic || (found == Conflict::between_blocks && (write.flags & Mark::block_plain) != 0) ||
-                     (found == Conflict::in_block && (write.flags & Mark::own_plain) != 0);
-  if (found != Conflict::none && plain) return {found, &cell.write, false};
-  found = conflict(cell.read, who, times);
-  if (found != Conflict::none) return {found, &cell.read, true};
-
-  int flags = merged_flags(write, who, times) | Mark::atomic;
-  const bool same_block = write.time >= times.block;
-  if (same_block && (!atomic || (write.flags & Mark::block_plain) != 0)) flags |= Mark::block_plain;
-  if (write.time == who.time && write.thread == who.thread && (!atomic || (write.flags & Mark::own_plain) != 0)) {
-    flags |= Mark::own_plain;
-  }
-  cell.write = {who.time, static_cast<uint16_t>(who.thread), static_cast<uint16_t>(flags), who.site};
-  return {};
-}
-
-// Marks an access that is ordered after all of the cell's by other means.
-inline void note_ordered(Cell& cell, Access access, const Accessor& who, const Times& times) {
-  int flags = 0;
-  if (access == Access::read) flags = merged_flags(cell.read, who, times);
-  if (access == Access::atomic) flags = merged_flags(cell.write, who, times) | Mark::atomic;
-  Mark& mark = access == Access::read ? cell.read : cell.write;
-  mark = {who.time, static_cast<uint16_t>(who.thread), static_cast<uint16_t>(flags), who.site};
-}
-
+// Marks the access unless it is in conflict with an earlier one.
 inline Finding note(Cell& cell, Access access, const Accessor& who, const Times& times) {
-  switch (access) {
-    case Access::read:
-      return note_read(cell, who, times);
-    case Access::write:
-      return note_write(cell, who, times);
-    default:
-      return note_atomic(cell, who, times);
+  Conflict found = conflict(cell.write, who, times);
+  if (found != Conflict::none) return {found, &cell.write, " has written"};
+  if (access != Access::atomic) {
+    found = conflict(cell.atomic, who, times);
+    if (found != Conflict::none) return {found, &cell.atomic, " has updated"};
   }
+  if (access != Access::read) {
+    found = conflict(cell.read, who, times);
+    if (found != Conflict::none) return {found, &cell.read, " has read"};
+  }
+  mark_access(cell, access, who, times);
+  return {};
 }
 
 }  // namespace fgk::emulation::core

@@ -64,7 +64,7 @@ void note_cell(Cell& cell, int64_t word, unsigned mask, const Event& event) {
   if (!ordering.in_use() || !ordering.settles(finding, word, mask, event.access, event.who.thread)) {
     fault(FaultKind::race_shared, event, ", which " + describe(finding));
   }
-  note_ordered(cell, event.access, event.who, event.times);
+  mark_access(cell, event.access, event.who, event.times);
 }
 
 // The usual case, a read of whole words that were written before the block's last barrier; false: it is another case.
@@ -77,7 +77,7 @@ bool note_settled_read(const SharedPointer& p, int bytes, const Thread* thread, 
   for (int64_t word = p.at / kWord; word < end; ++word) {
     Cell& cell = memory.words[word];
     if (memory.divided[word] >= block || cell.write.time < block || cell.write.time >= epoch ||
-        (cell.write.flags & Mark::in_flight) != 0) {
+        cell.atomic.time >= epoch || (cell.write.flags & Mark::in_flight) != 0) {
       return false;
     }
     Mark& read = cell.read;

@@ -190,6 +190,7 @@ FGK_GLOBAL void unwaited_copy_kernel(gptr<const float> in, gptr<float> out, int3
   dev::Shared shared;
   const sptr<float> s = shared.take<float>(128);
   const bool before = dev::isnan(s.ld(4 * dev::tid()));  // poison of a new block
+  s.st(4 * dev::tid(), 7.0f);
   dev::cp_async16(s + 4 * dev::tid(), in + 4 * dev::tid());
   dev::cp_async_commit();
   if (wait != 0) dev::cp_async_wait<0>();

@@ -77,7 +77,7 @@ FGK_GLOBAL void write_among_readers(gptr<const float> in, gptr<float> out) {
   dev::sync_block();
   const float v = (HERE, s.ld(0));
   if (!kBug) dev::sync_block();
-  if (dev::tid() == 40) HERE, s.st(0, v + 1);
+  if (dev::tid() == kThreads - 1) HERE, s.st(0, v + 1);  // in one order it comes last
   out.st(dev::bid() * kThreads + dev::tid(), v);
 }
 PLANTED(write_among_readers, FaultKind::race_shared)
@@ -137,6 +137,18 @@ FGK_GLOBAL void plain_store_among_atomics(gptr<const float>, gptr<float> out) {
   out.st(dev::bid() * kThreads + dev::tid(), static_cast<float>(s.ld(0)));
 }
 PLANTED(plain_store_among_atomics, FaultKind::race_shared)
+
+template <bool kBug>
+FGK_GLOBAL void plain_load_among_atomics(gptr<const float>, gptr<float> out) {
+  dev::Shared shared;
+  const sptr<int32_t> s = shared.take<int32_t>(1);
+  if (dev::tid() == 0) s.st(0, 0);
+  dev::sync_block();
+  HERE, dev::atomic_add(s, 0, 1);
+  if (!kBug) dev::sync_block();
+  out.st(dev::bid() * kThreads + dev::tid(), static_cast<float>((HERE, s.ld(0))));
+}
+PLANTED(plain_load_among_atomics, FaultKind::race_shared)
 
 // Zeroed by the thread that counts first itself, with nobody told.
 template <bool kBug>

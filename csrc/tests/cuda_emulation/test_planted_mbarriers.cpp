@@ -142,6 +142,23 @@ FGK_GLOBAL void arrival_before_the_read(gptr<const float> in, gptr<float> out) {
 }
 PLANTED(arrival_before_the_read, FaultKind::race_shared)
 
+// What happened before the block's first mbarrier was there is not ordered by it.
+template <bool kBug>
+FGK_GLOBAL void store_before_the_first_mbarrier(gptr<const float> in, gptr<float> out) {
+  dev::Shared shared;
+  const sptr<float> cell = shared.take<float>(1);
+  const sptr<uint64_t> done = shared.take<uint64_t>(1);
+  if (dev::tid() == 7) cell.st(0, 0.0f);
+  dev::sync_block();
+  if (dev::tid() == 40) HERE, cell.st(0, in.ld(0));
+  if (!kBug) dev::sync_block();
+  if (dev::tid() == 0) {
+    dev::mbarrier_init(done, 1);
+    out.st(dev::bid(), (HERE, cell.ld(0)));
+  }
+}
+PLANTED(store_before_the_first_mbarrier, FaultKind::race_shared)
+
 // One lane arrives for its warp, which has not met before.
 template <bool kBug>
 FGK_GLOBAL void arrival_for_a_warp(gptr<const float> in, gptr<float> out) {
