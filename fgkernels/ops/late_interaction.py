@@ -23,6 +23,10 @@ from . import _library
 
 __all__ = ["late_interaction", "maxsim", "maxsim_varlen", "quantize_documents"]
 
+# Looked up once: every call asks both.
+_is_grad_enabled = torch.is_grad_enabled
+_in_functorch = torch._C._are_functorch_transforms_active
+
 _maxsim = _library.op("maxsim")
 _maxsim_fwd = _library.op("maxsim_fwd")
 _maxsim_varlen = _library.op("maxsim_varlen")
@@ -253,9 +257,7 @@ def quantize_documents(documents: Tensor) -> tuple[Tensor, Tensor]:
 
 def _differentiated(left: Tensor, right: Tensor) -> bool:
     """Whether autograd must see the call. Inside torch.func transforms requires_grad may read False, so they count."""
-    return (
-        torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
-    ) or torch._C._are_functorch_transforms_active()
+    return (_is_grad_enabled() and (left.requires_grad or right.requires_grad)) or _in_functorch()
 
 
 def _raise_bad_option(reduction: str, padding: str) -> None:

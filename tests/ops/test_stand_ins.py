@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from collections.abc import Callable
@@ -143,13 +144,11 @@ def test_compiled_functions_follow_the_choice(stand_in: str, calls: list[str]) -
     expected = fgkernels.maxsim(QUERIES, DOCUMENTS)
     for names, count in (((), 0), ((stand_in,), 2), ((stand_in, "cpu"), 0), (("reference",), 0), ((stand_in,), 2)):
         calls.clear()
-        contexts = [fgkernels.backend(name) for name in names]
-        for context in contexts:
-            context.__enter__()
-        scores = compiled(leaf, DOCUMENTS)
-        torch.autograd.grad(scores.sum(), leaf)
-        for context in reversed(contexts):
-            context.__exit__()
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                stack.enter_context(fgkernels.backend(name))
+            scores = compiled(leaf, DOCUMENTS)
+            torch.autograd.grad(scores.sum(), leaf)
         torch.testing.assert_close(scores, expected)
         assert len(calls) == count
 
