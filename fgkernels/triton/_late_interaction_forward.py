@@ -253,10 +253,11 @@ def reduce_kernel(
         if INDEX:
             index = tl.load(indices + at, mask=live, other=0).to(tl.int32)
         for part in range(1, parts):
-            other = tl.load(maxima + at + part * part_stride, mask=live, other=0)
+            part_at = at + (tl.full([], 0, tl.int64) + part) * part_stride
+            other = tl.load(maxima + part_at, mask=live, other=0)
             better = (other > value) | ((other != other) & (value == value))
             if INDEX:
-                other_index = tl.load(indices + at + part * part_stride, mask=live, other=0).to(tl.int32)
+                other_index = tl.load(indices + part_at, mask=live, other=0).to(tl.int32)
                 # -inf from a part without a valid token has no index yet.
                 better_index = better | ((other == value) & (index == NO_INDEX))
                 index = tl.where(better_index, other_index, index)
