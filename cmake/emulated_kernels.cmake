@@ -15,7 +15,7 @@ foreach(source ${sources})
 endforeach()
 foreach(emulator ${FGK_EMULATORS})
   string(REPLACE fgk_cuda_emulator fgk_cuda_kernels_emulated kernels ${emulator})
-  add_library(${kernels} STATIC ${FGK_EMULATED_SOURCES})
+  add_library(${kernels} STATIC EXCLUDE_FROM_ALL ${FGK_EMULATED_SOURCES})
   target_link_libraries(${kernels} PUBLIC ${emulator})
   if(emulator MATCHES "sanitized")
     # Half the time to compile.
@@ -47,11 +47,11 @@ if(FGK_BUILD_OPS)
                     DEVICE csrc/tests/cuda_emulation/device_emulated.cpp SCHEMAS)
   target_link_libraries(fgkernels_emulated PRIVATE fgk_cuda_kernels_emulated)
   install(TARGETS fgkernels_emulated LIBRARY DESTINATION . COMPONENT development)
-endif()
 
-# For tools/cuda_audit.py. Only its launches are recorded, by the name that C++ gives the emulator's launch.
-add_executable(launch_shapes csrc/tests/audit/launch_shapes.cpp)
-target_link_libraries(launch_shapes PRIVATE fgk_cuda_kernels_emulated)
-target_link_options(
-  launch_shapes PRIVATE "-Wl,--wrap=_ZN3fgk9emulation4core6launchEPKcRKNS_3dev6LaunchEPFvPKvES9_")
-set_target_properties(launch_shapes PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+  # For tools/cuda_audit.py. Only its launches are recorded, by the name that C++ gives the emulator's launch.
+  add_executable(launch_shapes csrc/tests/audit/launch_shapes.cpp)
+  target_link_libraries(launch_shapes PRIVATE fgk_cuda_kernels_emulated)
+  target_link_options(
+    launch_shapes PRIVATE "-Wl,--wrap=_ZN3fgk9emulation4core6launchEPKcRKNS_3dev6LaunchEPFvPKvES9_")
+  set_target_properties(launch_shapes PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
+endif()

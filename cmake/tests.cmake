@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Each csrc/tests/*.cpp is one program, run once per ISA level; a level the machine lacks counts as skipped. The emulator
 # of CUDA kernels brings its own tests (emulation.cmake); csrc/tests/cuda_emulation/test_<family>_cuda.cpp execute the
-# kernels in it. Cross-built that would be an emulator within an emulator, minutes long, and shows nothing new.
+# kernels in it: not cross-built, where that is an emulator within an emulator, nor for ThreadSanitizer, since a launch is
+# one thread.
 enable_testing()
 include(cmake/emulated_kernels.cmake)
-if(NOT CMAKE_CROSSCOMPILING)
+if(NOT CMAKE_CROSSCOMPILING AND NOT FGK_SANITIZE MATCHES "thread")
   file(GLOB FGK_CUDA_TEST_SOURCES CONFIGURE_DEPENDS csrc/tests/cuda_emulation/test_*_cuda.cpp)
   foreach(source ${FGK_CUDA_TEST_SOURCES})
     get_filename_component(test ${source} NAME_WE)
