@@ -217,7 +217,8 @@ def _row(function: str, device: str) -> Row:
     refused = {name: reason for name in candidates if (reason := _refusal(name, device)) is not None}
     on_request = tuple(name for name in candidates if name not in refused)
     if error is not None:
-        refused.setdefault(str(_forced), error)
+        name = str(_forced)
+        refused[name] = (_refusal(name, device) if name in NAMES else None) or error
     return Row(function, device, served, on_request, refused)
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import fgkernels
-from fgkernels import cli
+from fgkernels import _backend, cli
 from fgkernels.ops import _library
 
 
@@ -25,7 +25,18 @@ def test_info_states_versions_library_and_who_serves_each_operator(capsys):
     assert hashlib.sha256(_library.PATH.read_bytes()).hexdigest() in out
     for op in ("maxsim", "late_interaction", "maxsim_varlen"):
         assert re.search(rf"^  {op} +cpu +cpu", out, re.MULTILINE)
-        assert re.search(rf"^  {op} +cuda +reference", out, re.MULTILINE)
+        assert re.search(rf"^  {op} +cuda +(reference|triton|cuda) ", out, re.MULTILINE)
+    for row in _backend.describe():
+        for name, reason in row.refused.items():
+            assert re.search(rf"^  {row.device} +{name} +{re.escape(reason)}$", out, re.MULTILINE)
+
+
+def test_info_gives_the_reason_of_a_chosen_back_end_that_cannot_serve(capsys, monkeypatch):
+    monkeypatch.setattr(_backend, "_forced", "cuda")
+    assert cli.main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^  maxsim +cpu +none +cpu, .*reference$", out, re.MULTILINE)
+    assert out.count("cpu   cuda           it serves cuda tensors only, and these are on cpu") == 1
 
 
 def test_help_lists_every_command(capsys):
