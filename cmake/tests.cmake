@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Each csrc/tests/*.cpp is one program, run once per ISA level; a level the machine lacks counts as skipped. The emulator
 # of CUDA kernels brings its own tests (emulation.cmake); csrc/tests/cuda_emulation/test_<family>_cuda.cpp execute the
-# kernels in it: not cross-built, where that is an emulator within an emulator, nor for ThreadSanitizer, since a launch is
-# one thread.
+# kernels in it, once as they are and once with ASan and UBSan: not again in a build that is sanitized as a whole, nor
+# cross-built, where that is an emulator within an emulator.
 enable_testing()
 include(cmake/emulated_kernels.cmake)
-if(NOT CMAKE_CROSSCOMPILING AND NOT FGK_SANITIZE MATCHES "thread")
+if(NOT CMAKE_CROSSCOMPILING AND NOT FGK_SANITIZE)
   file(GLOB FGK_CUDA_TEST_SOURCES CONFIGURE_DEPENDS csrc/tests/cuda_emulation/test_*_cuda.cpp)
   foreach(source ${FGK_CUDA_TEST_SOURCES})
     get_filename_component(test ${source} NAME_WE)
