@@ -170,7 +170,7 @@ def scatter_kernel(
                 total = tl.dot(matrix_operand(piece, INTERPRETER), operand, total)
                 matrix -= piece.to(accumulator)
         elif element == tl.float64 and not INTERPRETER:
-            # Triton 3.6 to 3.8 cannot bring a computed float64 operand to the matrix units.
+            # Triton 3.7 and 3.8 cannot bring a computed float64 operand to the matrix units.
             total += sum_of(matrix[:, :, None] * operand[None, :, :], 1)
         else:
             total = tl.dot(matrix, operand, total, input_precision="ieee", out_dtype=accumulator)

