@@ -134,7 +134,7 @@ MUTANTS = [
         FORWARD,
         "      dev::cp_async_commit();\n    }\n    seek",
         "    }\n    seek",
-        "the rows' copies join the first stage's group",
+        "equivalent: the rows' copies join the first stage's group, which the same wait covers",
     ),
     Mutant(
         "wait",

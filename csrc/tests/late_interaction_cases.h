@@ -110,7 +110,7 @@ Tokens make_tokens(std::mt19937& random, DType dtype, const std::vector<int64_t>
           std::memcpy(at, &bits, 2);
           break;
         case DType::f16:
-          stored = exact_half(sign == 0 ? whole - 128 : sign * (whole / 2), bits);
+          stored = exact_half(sign == 0 ? whole - 128 : sign * (1 + whole / 2), bits);
           std::memcpy(at, &bits, 2);
           break;
         case DType::i8: {

@@ -166,8 +166,10 @@ struct ForwardBlock {
       FGK_NO_UNROLL
       for (int i = dev::tid(); i < padded * kUnits; i += kThreads) {
         const int row = i / kUnits, unit = i % kUnits;
+        const float factor =
+            p.stream.scales && row < count ? early_scale(p.stream.scales.ld(position_ahead() + row)) : 1;
         stage_unit<T>(p.stream, row < count, ahead.element + row * p.stream.token_stride,
-                      ahead.chunk * kChunkElements<T> + unit * kUnitElements<T>, to + staged<T>(row, unit));
+                      ahead.chunk * kChunkElements<T> + unit * kUnitElements<T>, to + staged<T>(row, unit), factor);
       }
       if (!p.resident) stage_rows(ahead.chunk, to + S::kTileElements);
       if (++ahead.chunk == p.chunks) {
@@ -179,6 +181,12 @@ struct ForwardBlock {
     }
     dev::cp_async_commit();
     write_stage = next_stage();
+  }
+
+  // Dense position of the first token of the tile under the cursor.
+  FGK_DEVICE int64_t position_ahead() const {
+    const int y = partner_at(ahead.partner);
+    return p.stream.token_base(y) + p.stream.tokens(y) - ahead.left;
   }
 
   FGK_DEVICE int next_stage() const { return write_stage + 1 == p.stages ? 0 : write_stage + 1; }
@@ -221,7 +229,8 @@ struct ForwardBlock {
 
   static constexpr uint32_t kAllColumns = 0xFFFFFFFFu >> (32 - 2 * S::NT);
 
-  // Which of the accumulators' columns hold a valid token, bit 2 nt + c; int8 tokens get their scales on the way.
+  // Which of the accumulators' columns hold a valid token, bit 2 nt + c; int8 tokens get their
+  // scales on the way.
   FGK_DEVICE uint32_t valid_columns(int64_t y, int first, int columns, Acc (&acc)[kRowTiles][S::NT][4]) const {
     if (columns == S::kTile && !p.stream.mask && !p.stream.scales) return kAllColumns;
     const int64_t base = p.stream.token_base(y) + first;
@@ -234,7 +243,7 @@ struct ForwardBlock {
         if (column >= columns) continue;
         if (!p.stream.mask || p.stream.mask.ld(base + column)) valid |= 1u << (2 * nt + c);
         if (!p.stream.scales) continue;
-        const Acc scale = static_cast<Acc>(p.stream.scales.ld(base + column));
+        const Acc scale = static_cast<Acc>(late_scale(p.stream.scales.ld(base + column)));
         FGK_UNROLL
         for (int mt = 0; mt < kRowTiles; ++mt) {
           acc[mt][nt][c] *= scale;

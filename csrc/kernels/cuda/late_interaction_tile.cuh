@@ -209,19 +209,42 @@ FGK_DEVICE Unit<T> widen_unit(gptr<const int8_t> token, int channel) {
   }
 }
 
-// Brings channels [channel, channel + a unit) of the token that starts at `element` into shared memory; zeros beyond
-// `dim` and where `present` is false. Aligned tokens go asynchronously: the data arrive at a cp_async_wait.
+// What an int8 token's scale does before its products are summed: nothing if it is finite, since then it can wait for
+// the sum. An infinite one or a NaN meets each value, so that 0 times it is NaN.
+FGK_DEVICE float early_scale(float scale) { return scale - scale == 0 ? 1.0f : scale; }
+FGK_DEVICE float late_scale(float scale) { return scale - scale == 0 ? scale : 1.0f; }
+
 template <class T>
-FGK_DEVICE void stage_unit(const Tokens<T>& tokens, bool present, int64_t element, int channel, sptr<T> to) {
+FGK_DEVICE T times(T value, float factor) {
+  if constexpr (sizeof(T) == 2) {
+    return dev::from_float<T>(dev::to_float(value) * factor);
+  } else {
+    return value * static_cast<T>(factor);
+  }
+}
+
+template <class T>
+FGK_DEVICE Unit<T> int8_unit(const Tokens<T>& tokens, int64_t element, int channel, float factor) {
+  const gptr<const int8_t> token = tokens.data8.slice(element, tokens.dim);
+  const bool whole = tokens.vectors && channel + kUnitElements<T> <= tokens.dim;
+  Unit<T> unit = whole ? widen_unit<T>(token, channel) : gather_unit<T>(token, channel, tokens.dim);
+  if (factor == 1) return unit;
+  FGK_UNROLL
+  for (int e = 0; e < kUnitElements<T>; ++e) {
+    if (channel + e < tokens.dim) unit.value[e] = times(unit.value[e], factor);
+  }
+  return unit;
+}
+
+// Brings channels [channel, channel + a unit) of the token that starts at `element` into shared memory; zeros beyond
+// `dim` and where `present` is false. Aligned tokens go asynchronously: the data arrive at a cp_async_wait. `factor` is
+// the early_scale of an int8 token.
+template <class T>
+FGK_DEVICE void stage_unit(const Tokens<T>& tokens, bool present, int64_t element, int channel, sptr<T> to,
+                           float factor = 1) {
   const int left = present && channel < tokens.dim ? tokens.dim - channel : 0;
   if (tokens.data8) {
-    Unit<T> unit{};
-    if (left > 0) {
-      const gptr<const int8_t> token = tokens.data8.slice(element, tokens.dim);
-      unit = tokens.vectors && left >= kUnitElements<T> ? widen_unit<T>(token, channel)
-                                                        : gather_unit<T>(token, channel, tokens.dim);
-    }
-    to.template st_as<Unit<T>>(0, unit);
+    to.template st_as<Unit<T>>(0, left > 0 ? int8_unit<T>(tokens, element, channel, factor) : Unit<T>{});
   } else if (tokens.vectors) {
     const int bytes = (left < kUnitElements<T> ? left : kUnitElements<T>)*static_cast<int>(sizeof(T));
     const gptr<const T> from = left > 0 ? tokens.data.slice(element, tokens.dim) + channel : tokens.data;

@@ -151,6 +151,35 @@ TEST(int8_documents) {
   });
 }
 
+// The terms of a sum are value * scale: with an infinite scale they cancel to NaN, or are NaN where the value is 0.
+TEST(int8_documents_with_infinite_scales) {
+  in_every_order([](std::mt19937& random) {
+    for (DType dtype : kFloatTypes) {
+      for (const int64_t pitch : {0, 3}) {
+        const Tokens q = make_tokens(random, dtype, equal(1, 3), 16, false, 0, 1);
+        Tokens d = make_tokens(random, DType::i8, equal(3, 2), 16, false, pitch, 1);
+        for (size_t k = 0; k < 16; ++k) {
+          d.bytes[k] = d.bytes[static_cast<size_t>(2 * d.batch.sample_stride) + k] = static_cast<uint8_t>(k + 1);
+        }
+        d.bytes[static_cast<size_t>(2 * d.batch.sample_stride)] = 0;
+        d.scales = {std::numeric_limits<float>::infinity(), 1, 1, 1, std::numeric_limits<float>::infinity(), 1};
+        d.seal();
+        Result result;
+        LateInteractionForward args;
+        args.a = q.batch;
+        args.b = d.batch;
+        place(args.ab, result, dtype == DType::f64, 3, 9, Indices::wide);
+        args.ab.score_y = 1;
+        args.ab.index_y = 3;
+        run_forward(args);
+        CHECK(std::isinf(result.score(dtype == DType::f64, 0)));
+        CHECK(std::isfinite(result.score(dtype == DType::f64, 1)));
+        CHECK(std::isnan(result.score(dtype == DType::f64, 2)));
+      }
+    }
+  });
+}
+
 TEST(paired) {
   in_every_order([](std::mt19937& random) {
     for (DType dtype : {DType::bf16, DType::f32}) {
