@@ -4,7 +4,7 @@
 #include <thread>
 
 #include "kernels/cpu/late_interaction.h"
-#include "late_interaction_cases.h"
+#include "late_interaction_shared_tests.h"
 
 namespace {
 
@@ -133,6 +133,8 @@ TEST(threads_change_nothing) {
   }
   thread_count = 1;
 }
+
+TEST(zeros) { zeros_tie_with_zero_padding(); }
 
 TEST(empty) { empty_sides(); }
 

@@ -5,7 +5,7 @@
 // tiles that end anywhere, aligned and unaligned tokens, packed schedules.
 #include <memory>
 
-#include "../late_interaction_cases.h"
+#include "../late_interaction_shared_tests.h"
 #include "emulation.h"
 #include "kernels/cuda/late_interaction.h"
 
@@ -294,6 +294,10 @@ TEST(more_partners_than_lanes) {
 
 TEST(ties_and_nan) {
   in_every_order([](std::mt19937&) { ties_take_the_lowest_index_and_nan_the_first(); });
+}
+
+TEST(zeros) {
+  in_every_order([](std::mt19937&) { zeros_tie_with_zero_padding(); });
 }
 
 TEST(empty) {
