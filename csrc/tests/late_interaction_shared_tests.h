@@ -49,13 +49,19 @@ void ties_take_the_lowest_index_and_nan_the_first() {
 void zeros_tie_with_zero_padding() {
   std::mt19937 random(11);
   const Tokens q = make_tokens(random, DType::f32, {2}, 4, false);
-  Tokens d = make_tokens(random, DType::f32, {3, 3, 3, 3}, 4, false);
+  constexpr size_t kLength = 40;
+  Tokens d = make_tokens(random, DType::f32, std::vector<int64_t>(4, kLength), 4, false);
   std::fill(d.bytes.begin(), d.bytes.end(), uint8_t(0));
-  d.mask = {0, 1, 0, 1, 0, 1, 1, 1, 1, 0, 0, 1};
+  const std::vector<uint8_t> heads[] = {{0, 1, 0}, {1, 0, 1}, {1, 1, 1}, {0, 0, 1}};
+  d.mask.assign(4 * kLength, 1);
+  for (size_t y = 0; y < 4; ++y) {
+    std::copy(heads[y].begin(), heads[y].end(), d.mask.begin() + static_cast<int64_t>(y * kLength));
+    d.mask[y * kLength + 35] = 0;
+  }
   d.seal();
   const int16_t expected[] = {-1, 0, 0, -1};
   float scores[4], back[4];
-  std::vector<int16_t> index(8, 9), back_index(12, 9);
+  std::vector<int16_t> index(8, 9), back_index(4 * kLength, 9);
   LateInteractionForward args;
   args.a = q.batch;
   args.b = d.batch;
@@ -81,7 +87,7 @@ void zeros_tie_with_zero_padding() {
   args.ab.score_count = 4;
   args.ab.score_x = 1;
   args.ab.indices = back_index.data();
-  args.ab.index_count = 12;
+  args.ab.index_count = 4 * kLength;
   args.ab.index_x = 1;
   args.ba.scores = scores;
   args.ba.score_count = 4;
