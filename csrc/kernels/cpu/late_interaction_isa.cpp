@@ -62,7 +62,7 @@ const char* pack_stream_segment(const ForwardPlan& plan, const StreamSample& s, 
       widen_row(reinterpret_cast<typename M::V::Scalar*>(row), src, stream.dtype, stream.dim, scale);
     } else {  // bf16 pairs, an odd last channel is paired with zero
       std::memset(row + row_bytes - sizeof(Step), 0, sizeof(Step));
-      std::memcpy(row, src, static_cast<size_t>(stream.dim * 2));
+      if (stream.dim > 0) std::memcpy(row, src, static_cast<size_t>(stream.dim * 2));  // no channels: src may be null
     }
   }
   return dst;
@@ -80,7 +80,7 @@ void pack_lane(const ForwardPlan& plan, const char* src, typename M::Step* dst, 
     }
   } else {
     static_cast<Step*>(row)[plan.steps - 1] = 0;
-    std::memcpy(row, src, static_cast<size_t>(plan.lanes.dim * 2));
+    if (plan.lanes.dim > 0) std::memcpy(row, src, static_cast<size_t>(plan.lanes.dim * 2));
   }
   for (int64_t k = 0; k < plan.steps; ++k) dst[k * stride] = values[k];
 }
