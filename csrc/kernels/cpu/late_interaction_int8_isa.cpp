@@ -124,7 +124,7 @@ void pack_segment(const ForwardPlan& plan, const StreamSample& stream, int64_t t
   const int64_t row = quads(plan) * 4;
   for (int64_t t = 0; t < tokens; ++t, dst += row) {
     std::memset(dst + row - 4, 0, 4);
-    if (dim > 0) std::memcpy(dst, plan.stream.token(stream.sample, stream.original(t0 + t)), static_cast<size_t>(dim));
+    std::memcpy(dst, plan.stream.token(stream.sample, stream.original(t0 + t)), static_cast<size_t>(dim));
   }
 }
 
