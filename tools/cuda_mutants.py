@@ -386,8 +386,8 @@ MUTANTS = [
     Mutant(
         "mask",
         TILE,
-        "(left < kUnitElements<T> ? left : kUnitElements<T>)",
-        "(kUnitElements<T>)",
+        "dev::min(left, kUnitElements<T>)",
+        "kUnitElements<T>",
         "the copy of the last channels is not shortened",
     ),
     # --- fragments and staging ---
@@ -443,7 +443,7 @@ MUTANTS = [
     ),
     # --- maxima and sums ---
     Mutant("order", MAXIMA, "!(value <= best.value)", "!(value < best.value)", "ties go to the higher index"),
-    Mutant("order", MAXIMA, " & !is_nan(best.value);", ";", "a later number displaces a NaN"),
+    Mutant("order", MAXIMA, " & !dev::isnan(best.value);", ";", "a later number displaces a NaN"),
     Mutant("order", MAXIMA, "!(value <= best.value)", "(value > best.value)", "NaN never wins"),
     Mutant(
         "order",

@@ -30,6 +30,8 @@
 // Host        launch() limits() Buffers shared_bytes<T>(count)
 #pragma once
 
+#include <cmath>
+
 #include "device_types.h"
 
 #if defined(FGK_CUDA_EMULATION)
@@ -50,6 +52,22 @@ FGK_HOST_DEVICE constexpr int64_t shared_bytes(int64_t count) {
 }
 
 FGK_HOST_DEVICE float to_float(float x) { return x; }
+
+FGK_HOST_DEVICE int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
+FGK_HOST_DEVICE int32_t max(int32_t a, int32_t b) { return a < b ? b : a; }
+FGK_HOST_DEVICE uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
+FGK_HOST_DEVICE uint32_t max(uint32_t a, uint32_t b) { return a < b ? b : a; }
+FGK_HOST_DEVICE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+FGK_HOST_DEVICE int64_t max(int64_t a, int64_t b) { return a < b ? b : a; }
+// A NaN loses against a number.
+FGK_HOST_DEVICE float min(float a, float b) { return fminf(a, b); }
+FGK_HOST_DEVICE float max(float a, float b) { return fmaxf(a, b); }
+FGK_HOST_DEVICE double min(double a, double b) { return fmin(a, b); }
+FGK_HOST_DEVICE double max(double a, double b) { return fmax(a, b); }
+FGK_HOST_DEVICE bool isnan(float x) { return x != x; }
+FGK_HOST_DEVICE bool isnan(double x) { return x != x; }
+FGK_HOST_DEVICE float fma(float a, float b, float c) { return fmaf(a, b, c); }
+FGK_HOST_DEVICE double fma(double a, double b, double c) { return ::fma(a, b, c); }
 
 // Sum of all lanes' values, in every lane; the order of the additions is the same in every lane and every run.
 template <class T>

@@ -378,22 +378,6 @@ FGK_DEVICE T from_float(float x) {
   }
 }
 
-FGK_HOST_DEVICE int32_t min(int32_t a, int32_t b) { return a < b ? a : b; }
-FGK_HOST_DEVICE int32_t max(int32_t a, int32_t b) { return a < b ? b : a; }
-FGK_HOST_DEVICE uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
-FGK_HOST_DEVICE uint32_t max(uint32_t a, uint32_t b) { return a < b ? b : a; }
-FGK_HOST_DEVICE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-FGK_HOST_DEVICE int64_t max(int64_t a, int64_t b) { return a < b ? b : a; }
-// A NaN loses against a number.
-FGK_HOST_DEVICE float min(float a, float b) { return fminf(a, b); }
-FGK_HOST_DEVICE float max(float a, float b) { return fmaxf(a, b); }
-FGK_HOST_DEVICE double min(double a, double b) { return fmin(a, b); }
-FGK_HOST_DEVICE double max(double a, double b) { return fmax(a, b); }
-FGK_HOST_DEVICE bool isnan(float x) { return x != x; }
-FGK_HOST_DEVICE bool isnan(double x) { return x != x; }
-FGK_HOST_DEVICE float fma(float a, float b, float c) { return fmaf(a, b, c); }
-FGK_HOST_DEVICE double fma(double a, double b, double c) { return ::fma(a, b, c); }
-
 // Number of the lowest bit set (bits is not 0), and how many are set.
 FGK_DEVICE int first_bit(uint32_t bits) { return __ffs(static_cast<int>(bits)) - 1; }
 FGK_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }

@@ -39,24 +39,6 @@ struct BackwardParams {
   bool vectors;  // gradient tokens start at multiples of 16 bytes
 };
 
-template <class Acc, class T>
-FGK_DEVICE Acc widen(T value) {
-  if constexpr (sizeof(T) == 2) {
-    return dev::to_float(value);
-  } else {
-    return value;
-  }
-}
-
-template <class T, class Acc>
-FGK_DEVICE T narrow(Acc value) {
-  if constexpr (sizeof(T) == 2) {
-    return dev::from_float<T>(value);
-  } else {
-    return value;
-  }
-}
-
 template <class T, class Acc>
 struct TokenGradient {
   const BackwardParams<T, Acc>& p;
@@ -85,7 +67,7 @@ struct TokenGradient {
       }
     }
     FGK_UNROLL
-    for (int e = 0; e < kUnitElements<T>; ++e) sum[e] += weight * widen<Acc>(unit.value[e]);
+    for (int e = 0; e < kUnitElements<T>; ++e) sum[e] += weight * widen(unit.value[e]);
   }
 
   // The samples of the other side that the owner's sample met: [begin, end).

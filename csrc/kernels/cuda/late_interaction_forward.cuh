@@ -100,8 +100,7 @@ struct ForwardBlock {
       int64_t element = -1;
       int count = 0;
       if (found.sample >= 0) {
-        const int left = p.rows.tokens(found.sample) - found.token;
-        count = left < kSlotRows ? left : kSlotRows;
+        count = dev::min(p.rows.tokens(found.sample) - found.token, kSlotRows);
         if (dev::lane() < count) {
           element = p.rows.element(found.sample) + (found.token + dev::lane()) * p.rows.token_stride;
         }
@@ -212,8 +211,7 @@ struct ForwardBlock {
       const sptr<T> b = stages + next_stage() * stage_elements();
       const sptr<T> a = p.resident ? rows + chunk * S::kRowElements : b + S::kTileElements;
       issue();
-      const int left = p.rows.dim - chunk * kChunkElements<T>;
-      const int channels = left < kChunkElements<T> ? left : kChunkElements<T>;
+      const int channels = dev::min(p.rows.dim - chunk * kChunkElements<T>, kChunkElements<T>);
       const sptr<T> own = a + down() * kSlotRows * kChunkElements<T>;
       Math::template multiply<S::NT, S::kAcross>(acc, own, b, channels, tile);
     }
@@ -223,7 +221,7 @@ struct ForwardBlock {
     if constexpr (S::kIndices) {
       take(best, value, index, allowed);
     } else {
-      best.value = allowed & ((value > best.value) | is_nan(value)) ? value : best.value;
+      best.value = allowed & ((value > best.value) | dev::isnan(value)) ? value : best.value;
     }
   }
 

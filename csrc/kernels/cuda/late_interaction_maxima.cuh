@@ -17,15 +17,10 @@ struct Best {
 template <class V>
 constexpr V kInfinity = static_cast<V>(__builtin_huge_val());
 
-template <class V>
-FGK_DEVICE bool is_nan(V v) {
-  return v != v;
-}
-
 // A later candidate, if allowed, wins when it is larger, or the first NaN. Without branches.
 template <class V>
 FGK_DEVICE void take(Best<V>& best, V value, int index, bool allowed) {
-  const bool wins = allowed & !(value <= best.value) & !is_nan(best.value);
+  const bool wins = allowed & !(value <= best.value) & !dev::isnan(best.value);
   best.value = wins ? value : best.value;
   best.index = wins ? index : best.index;
 }
@@ -33,8 +28,8 @@ FGK_DEVICE void take(Best<V>& best, V value, int index, bool allowed) {
 // Joins two maxima of interleaved candidates: NaN over numbers, then the larger, then the lower index.
 template <class V>
 FGK_DEVICE Best<V> better_of(const Best<V>& a, const Best<V>& b) {
-  const bool same = a.value == b.value || (is_nan(a.value) && is_nan(b.value));
-  const bool b_wins = b.value > a.value || (is_nan(b.value) && !is_nan(a.value)) || (same && b.index < a.index);
+  const bool same = a.value == b.value || (dev::isnan(a.value) && dev::isnan(b.value));
+  const bool b_wins = b.value > a.value || (dev::isnan(b.value) && !dev::isnan(a.value)) || (same && b.index < a.index);
   return b_wins ? b : a;
 }
 

@@ -163,13 +163,32 @@ struct MultiplyAdd {
   }
 };
 
+// What 16-bit types are computed in; the others in themselves.
+template <class T>
+using Wide = std::conditional_t<sizeof(T) == 2, float, T>;
+
+template <class T>
+FGK_DEVICE Wide<T> widen(T value) {
+  if constexpr (sizeof(T) == 2) {
+    return dev::to_float(value);
+  } else {
+    return value;
+  }
+}
+
+template <class T>
+FGK_DEVICE T narrow(Wide<T> value) {
+  if constexpr (sizeof(T) == 2) {
+    return dev::from_float<T>(value);
+  } else {
+    return value;
+  }
+}
+
+// Exact in every type.
 template <class T>
 FGK_DEVICE T from_int8(int8_t value) {
-  if constexpr (sizeof(T) == 2) {
-    return dev::from_float<T>(static_cast<float>(value));  // exact in both 16-bit types
-  } else {
-    return static_cast<T>(value);
-  }
+  return narrow<T>(static_cast<Wide<T>>(value));
 }
 
 // Channels [channel, channel + a unit) of a token, zeros beyond `dim`, element by element.
@@ -215,15 +234,6 @@ FGK_DEVICE float early_scale(float scale) { return scale - scale == 0 ? 1.0f : s
 FGK_DEVICE float late_scale(float scale) { return scale - scale == 0 ? scale : 1.0f; }
 
 template <class T>
-FGK_DEVICE T times(T value, float factor) {
-  if constexpr (sizeof(T) == 2) {
-    return dev::from_float<T>(dev::to_float(value) * factor);
-  } else {
-    return value * static_cast<T>(factor);
-  }
-}
-
-template <class T>
 FGK_DEVICE Unit<T> int8_unit(const Tokens<T>& tokens, int64_t element, int channel, float factor) {
   const gptr<const int8_t> token = tokens.data8.slice(element, tokens.dim);
   const bool whole = tokens.vectors && channel + kUnitElements<T> <= tokens.dim;
@@ -231,7 +241,7 @@ FGK_DEVICE Unit<T> int8_unit(const Tokens<T>& tokens, int64_t element, int chann
   if (factor == 1) return unit;
   FGK_UNROLL
   for (int e = 0; e < kUnitElements<T>; ++e) {
-    if (channel + e < tokens.dim) unit.value[e] = times(unit.value[e], factor);
+    if (channel + e < tokens.dim) unit.value[e] = narrow<T>(widen(unit.value[e]) * static_cast<Wide<T>>(factor));
   }
   return unit;
 }
@@ -246,7 +256,7 @@ FGK_DEVICE void stage_unit(const Tokens<T>& tokens, bool present, int64_t elemen
   if (tokens.data8) {
     to.template st_as<Unit<T>>(0, left > 0 ? int8_unit<T>(tokens, element, channel, factor) : Unit<T>{});
   } else if (tokens.vectors) {
-    const int bytes = (left < kUnitElements<T> ? left : kUnitElements<T>)*static_cast<int>(sizeof(T));
+    const int bytes = dev::min(left, kUnitElements<T>) * static_cast<int>(sizeof(T));
     const gptr<const T> from = left > 0 ? tokens.data.slice(element, tokens.dim) + channel : tokens.data;
     dev::cp_async16(to, from, bytes);
   } else {
