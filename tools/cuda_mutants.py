@@ -73,7 +73,11 @@ MUTANTS = [
         "columns are joined before all warps stored them",
     ),
     Mutant(
-        "barrier", FORWARD, "      issue();\n      const int left", "      const int left", "nothing is copied ahead"
+        "barrier",
+        FORWARD,
+        "      issue();\n      const int channels",
+        "      const int left",
+        "nothing is copied ahead",
     ),
     Mutant(
         "barrier",
