@@ -76,7 +76,7 @@ MUTANTS = [
         "barrier",
         FORWARD,
         "      issue();\n      const int channels",
-        "      const int left",
+        "      const int channels",
         "nothing is copied ahead",
     ),
     Mutant(
