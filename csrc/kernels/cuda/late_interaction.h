@@ -4,16 +4,9 @@
 #pragma once
 
 #include "../common/late_interaction.h"
+#include "context.h"
 
 namespace fgk::cuda {
-
-// Where a call runs. `scratch(owner, bytes)` gives device memory that stays valid, in stream order, until the call's
-// kernels are done; 16-byte aligned.
-struct Context {
-  void* stream = nullptr;
-  void* (*scratch)(void* owner, int64_t bytes) = nullptr;
-  void* owner = nullptr;
-};
 
 void late_interaction_forward(const LateInteractionForward& args, const Context& context);
 void late_interaction_backward(const LateInteractionBackward& args, const Context& context);
