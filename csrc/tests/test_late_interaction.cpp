@@ -1,36 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU kernels of late interaction against a direct double-precision evaluation, without torch: every storage type,
 // masks, strides, packed sequences, ties, NaN, int8 screening, gradients, one thread and several.
-#include <thread>
-
 #include "kernels/cpu/late_interaction.h"
 #include "late_interaction_shared_tests.h"
-
-namespace {
-
-int thread_count = 1;
-
-void launch_threads(int workers, void (*body)(void*, int), void* context) {
-  std::vector<std::thread> threads;
-  for (int worker = 1; worker < workers; ++worker) threads.emplace_back(body, context, worker);
-  body(context, 0);
-  for (std::thread& thread : threads) thread.join();
-}
-
-fgk::Parallel threads() {
-  fgk::Parallel parallel;
-  parallel.threads = thread_count;
-  parallel.launch = launch_threads;
-  return parallel;
-}
-
-}  // namespace
+#include "threads.h"
 
 namespace late_interaction_cases {
 namespace {
 
-void run_forward(const LateInteractionForward& args) { late_interaction_forward(args, threads()); }
-void run_backward(const LateInteractionBackward& args) { late_interaction_backward(args, threads()); }
+void run_forward(const LateInteractionForward& args) { late_interaction_forward(args, check::threads()); }
+void run_backward(const LateInteractionBackward& args) { late_interaction_backward(args, check::threads()); }
 
 TEST(every_type_and_odd_shape) {
   std::mt19937 random(1);
@@ -127,11 +106,11 @@ TEST(threads_change_nothing) {
   const Tokens a = make_tokens(random, DType::f32, std::vector<int64_t>(12, 49), 64, false);
   const Tokens b = make_tokens(random, DType::f32, std::vector<int64_t>(30, 33), 64, false);
   for (int count : {2, 3}) {
-    thread_count = count;
+    check::thread_count() = count;
     check_maxsim(a, b, false, false);
     check_both(a, b, true, false);
   }
-  thread_count = 1;
+  check::thread_count() = 1;
 }
 
 TEST(zeros) { zeros_tie_with_zero_padding(); }
@@ -141,7 +120,7 @@ TEST(empty) { empty_sides(); }
 TEST(gradients) {
   std::mt19937 random(9);
   for (int count : {1, 2, 8}) {
-    thread_count = count;
+    check::thread_count() = count;
     for (DType dtype : kFloatTypes) {
       Tokens a = make_tokens(random, dtype, std::vector<int64_t>(5, 11), 23, false);
       const Tokens b = make_tokens(random, dtype, std::vector<int64_t>(3, 6), 23, false);
@@ -154,7 +133,7 @@ TEST(gradients) {
       }
     }
   }
-  thread_count = 1;
+  check::thread_count() = 1;
 }
 
 TEST(hostile_indices) { hostile_indices_are_ignored(); }

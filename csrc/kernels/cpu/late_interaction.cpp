@@ -3,58 +3,15 @@
 #include "late_interaction.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "isa.h"
 #include "late_interaction_plan.h"
+#include "workspace.h"
 
 namespace fgk {
 
-#define FGK_DECLARE_TABLE(level)                           \
-  namespace level {                                        \
-  extern const LateInteractionTable kLateInteractionTable; \
-  }
-FGK_DECLARE_TABLE(baseline)
-#if defined(FGK_HAVE_AVX2)
-FGK_DECLARE_TABLE(avx2)
-#endif
-#if defined(FGK_HAVE_AVX512)
-FGK_DECLARE_TABLE(avx512)
-#endif
-#if defined(FGK_HAVE_AVX512_BF16)
-FGK_DECLARE_TABLE(avx512_bf16)
-#endif
-#if defined(FGK_HAVE_NEON)
-FGK_DECLARE_TABLE(neon)
-#endif
-#undef FGK_DECLARE_TABLE
-
-const LateInteractionTable& late_interaction_table() {
-  switch (current_isa()) {
-#if defined(FGK_HAVE_AVX2)
-    case Isa::avx2:
-      return avx2::kLateInteractionTable;
-#endif
-#if defined(FGK_HAVE_AVX512)
-    case Isa::avx512:
-      return avx512::kLateInteractionTable;
-#endif
-#if defined(FGK_HAVE_AVX512_BF16)
-    case Isa::avx512_bf16:
-      return avx512_bf16::kLateInteractionTable;
-#endif
-#if defined(FGK_HAVE_NEON)
-    case Isa::neon:
-      return neon::kLateInteractionTable;
-#endif
-    default:
-      return baseline::kLateInteractionTable;
-  }
-}
+FGK_DEFINE_TABLE_GETTER(late_interaction_table, LateInteractionTable, kLateInteractionTable)
 
 namespace {
 
@@ -65,45 +22,6 @@ constexpr int64_t kSegmentBytes = 256 * 1024;
 constexpr int64_t kParallelWork = int64_t(1) << 20;
 constexpr int64_t kTasksPerThread = 16;
 constexpr int64_t kMaxInt8Depth = 65536;  // 255 * 127 * depth fits an int32
-
-int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// Scratch memory of all workers, cut into 64-byte aligned pieces.
-class Arena {
- public:
-  Arena(int64_t bytes_per_worker, int workers) : stride_(round_up(std::max<int64_t>(bytes_per_worker, 64), 64)) {
-    const size_t bytes = static_cast<size_t>(stride_) * static_cast<size_t>(workers);
-    memory_.reset(static_cast<char*>(std::aligned_alloc(64, bytes)));
-    if (memory_ == nullptr) throw std::bad_alloc();
-#if defined(FGK_POISON_WORKSPACE)
-    std::memset(memory_.get(), 0xFF, bytes);  // NaN in every floating type, -1 in every index
-#endif
-  }
-  char* worker(int index) const { return memory_.get() + stride_ * index; }
-
- private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
-  int64_t stride_;
-  std::unique_ptr<char, Free> memory_;
-};
-
-// Lays out fields one after another: first with a null base to count bytes, then on real memory.
-class Layout {
- public:
-  explicit Layout(char* base) : base_(base) {}
-  char* take(int64_t bytes) {
-    char* piece = base_ ? base_ + used_ : nullptr;
-    used_ += round_up(bytes, 64);
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 int64_t valid_tokens(const TokenBatch& batch, int64_t s) {
   if (batch.mask == nullptr) return batch.tokens(s);
