@@ -1,0 +1,491 @@
+// SPDX-License-Identifier: Apache-2.0
+// The selective scan by its definition, step by step, and checks of an implementation against it: outputs, states and
+// every gradient, in each storage type and memory order. Included by one test program per implementation, which defines
+// run_forward and run_backward.
+//
+// What an implementation may be wrong by follows from the number types alone: twice the error that the definition
+// itself makes in the accumulation type (both against long double), some roundings of the largest value, and the
+// rounding of a result to its storage type.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/common/selective_scan.h"
+#include "strided_array.h"
+
+namespace selective_scan_cases {
+
+using namespace fgk;
+using namespace strided_array;
+
+void run_forward(const SelectiveScanForward& args);
+void run_backward(const SelectiveScanBackward& args);
+
+namespace {
+
+constexpr DType kTypes[] = {DType::f32, DType::f64, DType::bf16, DType::f16};
+
+// What a case consists of.
+struct Shape {
+  DType dtype = DType::f32;
+  int64_t batch = 2;
+  int64_t directions = 1;
+  int64_t channels = 3;
+  int64_t groups = 1;
+  int64_t length = 65;
+  int64_t states = 4;
+  bool constant_b = false;
+  bool constant_c = false;
+  bool d = true;
+  bool z = true;
+  bool bias = true;
+  bool softplus = true;
+  bool initial = false;  // initial state, and a gradient of the last one
+  bool table = false;    // random permutations
+  bool ordered = false;  // with a table: sequences are in scan order
+  bool shared_u = true;  // with a table and not ordered: directions share u
+  bool shared_parameters = false;
+  Layout layout = Layout::dense;
+};
+
+// A batch of sequences and what they are multiplied by.
+struct Problem {
+  Shape shape;
+  Array u, delta, z, A, D, bias, B, C, initial, grad_out, grad_last;
+  std::vector<int32_t> table;
+
+  Problem(std::mt19937& random, const Shape& s) : shape(s) {
+    const DType acc = acc_type(s.dtype);
+    const int64_t directions = s.directions;
+    const int64_t parameter_rows = s.shared_parameters ? 1 : directions;
+    const bool shared_u = s.table && !s.ordered && s.shared_u;
+    u = Array(s.dtype, {s.batch, shared_u ? 1 : directions, s.channels, s.length}, s.layout);
+    u.draw(random, -128, 128, 0x1p-6);
+    delta = Array(s.dtype, {s.batch, directions, s.channels, s.length}, s.layout);
+    if (s.softplus) {
+      delta.draw(random, -192, 64, 0x1p-6);
+    } else {
+      delta.draw(random, 1, 128, 0x1p-8);
+    }
+    A = Array(acc, {parameter_rows, s.channels, s.states});
+    A.draw(random, -255, -1, 0x1p-6);
+    B = projection(random, s.constant_b);
+    C = projection(random, s.constant_c);
+    if (s.d) {
+      D = Array(acc, {parameter_rows, s.channels});
+      D.draw(random, -64, 64, 0x1p-6);
+    }
+    if (s.z) {
+      z = Array(s.dtype, {s.batch, 1, s.channels, s.length}, s.layout);
+      z.draw(random, -192, 192, 0x1p-6);
+    }
+    if (s.bias) {
+      bias = Array(acc, {parameter_rows, s.channels});
+      bias.draw(random, s.softplus ? -64 : 0, 64, 0x1p-8);
+    }
+    if (s.initial) {
+      initial = Array(acc, {s.batch, directions, s.channels, s.states});
+      initial.draw(random, -128, 128, 0x1p-6);
+      grad_last = Array(acc, {s.batch, directions, s.channels, s.states});
+      grad_last.draw(random, -128, 128, 0x1p-6);
+    }
+    grad_out = Array(s.dtype, {s.batch, 1, s.channels, s.length}, s.layout);
+    grad_out.draw(random, -128, 128, 0x1p-6);
+    for (int64_t k = 0; s.table && k < directions; ++k) {
+      std::vector<int32_t> row(static_cast<size_t>(s.length));
+      std::iota(row.begin(), row.end(), 0);
+      std::shuffle(row.begin(), row.end(), random);
+      table.insert(table.end(), row.begin(), row.end());
+    }
+  }
+
+  int64_t chunks() const { return scan_chunks(shape.length); }
+  int64_t group_of(int64_t channel) const { return channel / (shape.channels / shape.groups); }
+  // Where step t of a direction reads u, delta, B and C, and where it reads z and writes.
+  int64_t map_position(int64_t k, int64_t t) const {
+    return table.empty() ? t : table[static_cast<size_t>(k * shape.length + t)];
+  }
+  int64_t input_position(int64_t k, int64_t t) const { return shape.ordered ? t : map_position(k, t); }
+
+  // The place of a B, C or their gradient.
+  static size_t place(const Array& p, bool constant, int64_t b, int64_t k, int64_t c, int64_t g, int64_t n, int64_t t) {
+    return constant ? p.flat({k, c, n}) : p.flat({b, k, g, n, t});
+  }
+
+  SelectiveScanForward forward_args() {
+    SelectiveScanForward args;
+    args.dtype = shape.dtype;
+    args.batch = shape.batch;
+    args.directions = shape.directions;
+    args.channels = shape.channels;
+    args.groups = shape.groups;
+    args.length = shape.length;
+    args.states = shape.states;
+    args.u = sequence(u);
+    args.delta = sequence(delta);
+    args.z = sequence(z);
+    args.A = A.data();
+    args.D = D.data();
+    args.delta_bias = bias.data();
+    args.shared_parameters = shape.shared_parameters;
+    args.B = projection(B, shape.constant_b);
+    args.C = projection(C, shape.constant_c);
+    args.initial_state = initial.data();
+    args.table = table.empty() ? nullptr : table.data();
+    args.ordered = shape.ordered;
+    args.delta_softplus = shape.softplus;
+    return args;
+  }
+
+  static ScanSequence sequence(Array& a) {
+    if (!a) return {};
+    return {a.data(), a.step(0), a.step(1), a.step(2), a.step(3), a.span()};
+  }
+
+  static ScanProjection projection(Array& a, bool constant) {
+    ScanProjection p;
+    p.data = a.data();
+    p.constant = constant;
+    p.span = a.span();
+    if (constant) {
+      p.direction = a.step(0);
+    } else {
+      p.batch = a.step(0);
+      p.direction = a.step(1);
+      p.group = a.step(2);
+      p.state = a.step(3);
+      p.position = a.step(4);
+    }
+    return p;
+  }
+
+ private:
+  Array projection(std::mt19937& random, bool constant) {
+    const int64_t directions = shape.shared_parameters ? 1 : shape.directions;
+    Array out = constant ? Array(acc_type(shape.dtype), {directions, shape.channels, shape.states})
+                         : Array(shape.dtype, {shape.batch, shape.directions, shape.groups, shape.states, shape.length},
+                                 shape.layout);
+    out.draw(random, -128, 128, 0x1p-6);
+    return out;
+  }
+};
+
+// Outputs and gradients, each in the order of the sizes of its array.
+struct Results {
+  std::vector<double> out, last_state, checkpoints, du, ddelta, dz, dA, dD, dbias, dB, dC, dinitial;
+};
+
+template <class S>
+struct Definition {
+  const Problem& p;
+  Results r;
+
+  explicit Definition(const Problem& problem) : p(problem) {
+    const Shape& s = p.shape;
+    const size_t states = static_cast<size_t>(s.batch * s.directions * s.channels * s.states);
+    r.last_state.resize(states);
+    r.checkpoints.resize(states * static_cast<size_t>(p.chunks()));
+    r.dinitial.resize(states);
+    out.resize(p.grad_out.value.size());
+    dz.resize(p.z.value.size());
+    du.resize(p.u.value.size());
+    ddelta.resize(p.delta.value.size());
+    dA.resize(p.A.value.size());
+    dD.resize(p.D.value.size());
+    dbias.resize(p.bias.value.size());
+    dB.resize(p.B.value.size());
+    dC.resize(p.C.value.size());
+    for (int64_t b = 0; b < s.batch; ++b) {
+      for (int64_t c = 0; c < s.channels; ++c) row(b, c);
+    }
+    r.out = doubles(out);
+    r.dz = doubles(dz);
+    r.du = doubles(du);
+    r.ddelta = doubles(ddelta);
+    r.dA = doubles(dA);
+    r.dD = doubles(dD);
+    r.dbias = doubles(dbias);
+    r.dB = doubles(dB);
+    r.dC = doubles(dC);
+  }
+
+ private:
+  std::vector<S> out, dz, du, ddelta, dA, dD, dbias, dB, dC;
+
+  static std::vector<double> doubles(const std::vector<S>& v) { return std::vector<double>(v.begin(), v.end()); }
+  static S sigmoid(S x) { return 1 / (1 + std::exp(-x)); }
+
+  // All directions of one channel of one batch entry.
+  void row(int64_t b, int64_t c) {
+    const Shape& s = p.shape;
+    const size_t length = static_cast<size_t>(s.length);
+    std::vector<S> y(length), gated(length);
+    std::vector<std::vector<S>> states;
+    for (int64_t k = 0; k < s.directions; ++k) states.push_back(forward(b, k, c, y));
+    for (int64_t t = 0; t < s.length; ++t) {
+      const size_t i = p.grad_out.flat({b, 0, c, t});
+      const S g = static_cast<S>(p.grad_out.value[i]);
+      const S gate = p.z ? static_cast<S>(p.z.value[i]) : S{0};
+      const S sig = sigmoid(gate);
+      out[i] = p.z ? y[static_cast<size_t>(t)] * gate * sig : y[static_cast<size_t>(t)];
+      if (p.z) dz[i] = g * y[static_cast<size_t>(t)] * sig * (1 + gate * (1 - sig));
+      gated[static_cast<size_t>(t)] = p.z ? g * gate * sig : g;
+    }
+    for (int64_t k = 0; k < s.directions; ++k) backward(b, k, c, gated, states[static_cast<size_t>(k)]);
+  }
+
+  S raw_delta(int64_t b, int64_t k, int64_t c, int64_t at) const {
+    return static_cast<S>(p.delta.at({b, k, c, at})) + (p.bias ? static_cast<S>(p.bias.at({k, c})) : S{0});
+  }
+  S step_of(S raw) const { return p.shape.softplus && raw <= 20 ? std::log1p(std::exp(raw)) : raw; }
+
+  // States after each step, the initial one before them; adds the outputs to y, in map order.
+  std::vector<S> forward(int64_t b, int64_t k, int64_t c, std::vector<S>& y) {
+    const Shape& s = p.shape;
+    const int64_t g = p.group_of(c);
+    std::vector<S> h(static_cast<size_t>((s.length + 1) * s.states));
+    const size_t row = static_cast<size_t>((b * s.directions + k) * s.channels + c);
+    for (int64_t n = 0; n < s.states; ++n) {
+      if (p.initial) h[static_cast<size_t>(n)] = static_cast<S>(p.initial.at({b, k, c, n}));
+    }
+    for (int64_t t = 0; t < s.length; ++t) {
+      const int64_t at = p.input_position(k, t);
+      const S x = static_cast<S>(p.u.at({b, k, c, at}));
+      const S dt = step_of(raw_delta(b, k, c, at));
+      S sum = p.D ? static_cast<S>(p.D.at({k, c})) * x : S{0};
+      for (int64_t n = 0; n < s.states; ++n) {
+        const size_t i = static_cast<size_t>(t * s.states + n);
+        if (t % kScanChunk == 0) {
+          const size_t chunk = row * static_cast<size_t>(p.chunks()) + static_cast<size_t>(t / kScanChunk);
+          r.checkpoints[chunk * static_cast<size_t>(s.states) + static_cast<size_t>(n)] = static_cast<double>(h[i]);
+        }
+        const S weight = static_cast<S>(p.B.value[Problem::place(p.B, s.constant_b, b, k, c, g, n, at)]);
+        const S next = std::exp(dt * static_cast<S>(p.A.at({k, c, n}))) * h[i] + dt * weight * x;
+        h[i + static_cast<size_t>(s.states)] = next;
+        sum += static_cast<S>(p.C.value[Problem::place(p.C, s.constant_c, b, k, c, g, n, at)]) * next;
+      }
+      y[static_cast<size_t>(p.map_position(k, t))] += sum;
+    }
+    for (int64_t n = 0; n < s.states; ++n) {
+      r.last_state[row * static_cast<size_t>(s.states) + static_cast<size_t>(n)] =
+          static_cast<double>(h[static_cast<size_t>(s.length * s.states + n)]);
+    }
+    return h;
+  }
+
+  void backward(int64_t b, int64_t k, int64_t c, const std::vector<S>& grad, const std::vector<S>& h) {
+    const Shape& s = p.shape;
+    const int64_t group = p.group_of(c);
+    std::vector<S> dh(static_cast<size_t>(s.states));
+    for (int64_t n = 0; n < s.states; ++n) {
+      if (p.grad_last) dh[static_cast<size_t>(n)] = static_cast<S>(p.grad_last.at({b, k, c, n}));
+    }
+    for (int64_t t = s.length; t-- > 0;) {
+      const int64_t at = p.input_position(k, t);
+      const S g = grad[static_cast<size_t>(p.map_position(k, t))];
+      const S x = static_cast<S>(p.u.at({b, k, c, at}));
+      const S raw = raw_delta(b, k, c, at);
+      const S dt = step_of(raw);
+      S ddt = 0;
+      S dx = 0;
+      if (p.D) {
+        dD[p.D.flat({k, c})] += g * x;
+        dx += g * static_cast<S>(p.D.at({k, c}));
+      }
+      for (int64_t n = 0; n < s.states; ++n) {
+        const size_t before = static_cast<size_t>(t * s.states + n);
+        const size_t pb = Problem::place(p.B, s.constant_b, b, k, c, group, n, at);
+        const size_t pc = Problem::place(p.C, s.constant_c, b, k, c, group, n, at);
+        const S a = static_cast<S>(p.A.at({k, c, n}));
+        const S decay = std::exp(dt * a);
+        S& carried = dh[static_cast<size_t>(n)];
+        dC[pc] += g * h[before + static_cast<size_t>(s.states)];
+        carried += g * static_cast<S>(p.C.value[pc]);
+        dB[pb] += carried * dt * x;
+        dx += carried * dt * static_cast<S>(p.B.value[pb]);
+        dA[p.A.flat({k, c, n})] += carried * h[before] * decay * dt;
+        ddt += carried * (h[before] * decay * a + static_cast<S>(p.B.value[pb]) * x);
+        carried *= decay;
+      }
+      if (s.softplus && raw <= 20) ddt *= sigmoid(raw);
+      du[p.u.flat({b, k, c, at})] += dx;
+      ddelta[p.delta.flat({b, k, c, at})] += ddt;
+      if (p.bias) dbias[p.bias.flat({k, c})] += ddt;
+    }
+    const size_t row = static_cast<size_t>((b * s.directions + k) * s.channels + c);
+    for (int64_t n = 0; n < s.states; ++n) {
+      r.dinitial[row * static_cast<size_t>(s.states) + static_cast<size_t>(n)] =
+          static_cast<double>(dh[static_cast<size_t>(n)]);
+    }
+  }
+};
+
+inline std::string describe(const Shape& s) {
+  std::string text = "type " + std::to_string(static_cast<int>(s.dtype));
+  const auto add = [&](const char* name, int64_t v) { text += std::string(", ") + name + " " + std::to_string(v); };
+  add("batch", s.batch);
+  add("directions", s.directions);
+  add("channels", s.channels);
+  add("groups", s.groups);
+  add("length", s.length);
+  add("states", s.states);
+  const std::pair<const char*, bool> flags[] = {{"constant B", s.constant_b},
+                                                {"constant C", s.constant_c},
+                                                {"D", s.d},
+                                                {"z", s.z},
+                                                {"bias", s.bias},
+                                                {"softplus", s.softplus},
+                                                {"initial", s.initial},
+                                                {"table", s.table},
+                                                {"ordered", s.ordered},
+                                                {"shared u", s.shared_u},
+                                                {"shared parameters", s.shared_parameters}};
+  for (const auto& [name, set] : flags) {
+    if (set) text += std::string(", ") + name;
+  }
+  return text + ", layout " + std::to_string(static_cast<int>(s.layout));
+}
+
+// `result` against the exact values; `plain` are those of the definition in the accumulation type.
+inline void compare(const char* name, const Shape& shape, Array& result, const std::vector<double>& exact,
+                    const std::vector<double>& plain) {
+  if (!result) return;
+  result.load();
+  double largest = 0;
+  double error = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    largest = std::max(largest, std::fabs(exact[i]));
+    error = std::max(error, std::fabs(exact[i] - plain[i]));
+  }
+  const double everywhere = 2 * error + 16 * roundoff(acc_type(shape.dtype)) * largest;
+  // Below its normal numbers fp16 has a fixed spacing.
+  const double smallest = result.dtype == DType::f16 ? 0x1p-25 : 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    const double allowed = everywhere + roundoff(result.dtype) * std::fabs(exact[i]) * 1.01 + smallest;
+    if (std::fabs(result.value[i] - exact[i]) <= allowed) continue;
+    check::fail(__FILE__, __LINE__) << name << "[" << i << "] is " << result.value[i] << ", expected " << exact[i]
+                                    << " within " << allowed << " (" << describe(shape) << ")\n";
+    return;
+  }
+}
+
+// Which results a caller asks for.
+struct Wanted {
+  bool last_state = true;
+  bool checkpoints = true;
+  bool backward = true;
+};
+
+inline void check_problem(Problem& p, const Wanted& wanted = {}) {
+  const Shape& s = p.shape;
+  const Results exact = Definition<long double>(p).r;
+  const Results plain = s.dtype == DType::f64 ? Definition<double>(p).r : Definition<float>(p).r;
+  const DType acc = acc_type(s.dtype);
+  const Layout layout = s.layout == Layout::swapped ? Layout::swapped : Layout::dense;
+
+  SelectiveScanForward args = p.forward_args();
+  Array out(s.dtype, p.grad_out.size, layout);
+  Array last(acc, {s.batch, s.directions, s.channels, s.states});
+  Array checkpoints(acc, {s.batch, s.directions, s.channels, p.chunks(), s.states});
+  args.out = Problem::sequence(out);
+  if (wanted.last_state) args.last_state = last.data();
+  if (wanted.checkpoints) args.checkpoints = checkpoints.data();
+  run_forward(args);
+  compare("out", s, out, exact.out, plain.out);
+  if (wanted.last_state) compare("last_state", s, last, exact.last_state, plain.last_state);
+  if (wanted.checkpoints) compare("checkpoints", s, checkpoints, exact.checkpoints, plain.checkpoints);
+  if (!wanted.checkpoints || !wanted.backward) return;
+
+  SelectiveScanBackward back;
+  back.forward = p.forward_args();
+  back.grad_out = Problem::sequence(p.grad_out);
+  back.grad_last_state = p.grad_last.data();
+  back.checkpoints = checkpoints.data();
+  const auto like = [&](const Array& a) {
+    return a ? Array(a.dtype, a.size, a.size.size() > 3 ? layout : Layout::dense) : Array();
+  };
+  Array du = like(p.u), ddelta = like(p.delta), dz = like(p.z), dA = like(p.A), dD = like(p.D), dbias = like(p.bias);
+  Array dB = like(p.B), dC = like(p.C), dinitial = p.initial ? Array(acc, p.initial.size) : Array();
+  back.du = Problem::sequence(du);
+  back.ddelta = Problem::sequence(ddelta);
+  back.dz = Problem::sequence(dz);
+  back.dA = dA.data();
+  back.dD = dD.data();
+  back.ddelta_bias = dbias.data();
+  back.dB = Problem::projection(dB, s.constant_b);
+  back.dC = Problem::projection(dC, s.constant_c);
+  back.dinitial_state = dinitial.data();
+  run_backward(back);
+  compare("du", s, du, exact.du, plain.du);
+  compare("ddelta", s, ddelta, exact.ddelta, plain.ddelta);
+  compare("dz", s, dz, exact.dz, plain.dz);
+  compare("dA", s, dA, exact.dA, plain.dA);
+  compare("dD", s, dD, exact.dD, plain.dD);
+  compare("ddelta_bias", s, dbias, exact.dbias, plain.dbias);
+  compare("dB", s, dB, exact.dB, plain.dB);
+  compare("dC", s, dC, exact.dC, plain.dC);
+  compare("dinitial_state", s, dinitial, exact.dinitial, plain.dinitial);
+}
+
+inline void check_scan(std::mt19937& random, const Shape& s, const Wanted& wanted = {}) {
+  Problem p(random, s);
+  check_problem(p, wanted);
+}
+
+// One step each, of which the output is softplus(delta): to 1e-6 of itself, however small.
+inline void softplus_is_exact_in_its_tail(DType dtype) {
+  Shape s;
+  s.dtype = dtype;
+  s.batch = 401;
+  s.channels = s.length = s.states = 1;
+  s.d = s.z = s.bias = false;
+  std::mt19937 random(1);
+  Problem p(random, s);
+  for (Array* ones : {&p.u, &p.B, &p.C}) {
+    ones->value.assign(ones->value.size(), 1.0);
+    ones->store();
+  }
+  for (size_t i = 0; i < p.delta.value.size(); ++i) p.delta.value[i] = -25 + static_cast<double>(i) / 8;
+  p.delta.store();
+  SelectiveScanForward args = p.forward_args();
+  Array out(dtype, p.grad_out.size);
+  args.out = Problem::sequence(out);
+  run_forward(args);
+  out.load();
+  for (size_t i = 0; i < out.value.size(); ++i) {
+    const double x = p.delta.value[i];
+    const double exact = x > 20 ? x : std::log1p(std::exp(x));
+    CHECK_NEAR(out.value[i] / exact, 1.0, dtype == DType::f64 ? 1e-14 : 1e-6);
+  }
+}
+
+// A delta from -300, whose exponential is no normal number, over -80 up to 0, where a state is kept as it is.
+inline void long_products_stay_finite(std::mt19937& random, DType dtype) {
+  Shape s;
+  s.dtype = dtype;
+  s.batch = 1;
+  s.channels = 2;
+  s.length = 200;
+  s.states = 3;
+  s.softplus = s.bias = false;
+  s.initial = true;
+  Problem p(random, s);
+  for (size_t i = 0; i < p.A.value.size(); ++i) p.A.value[i] = i % 3 == 0 ? -300 : i % 3 == 1 ? -80 : 0;
+  p.A.store();
+  for (double& dt : p.delta.value) {
+    const unsigned kind = random() % 4;
+    if (kind < 2) dt = kind;  // 0 or 1
+  }
+  p.delta.store();
+  check_problem(p);
+}
+
+}  // namespace
+}  // namespace selective_scan_cases

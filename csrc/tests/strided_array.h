@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arrays of numbers in the library's storage types and memory orders, and the doubles that they stand for.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <initializer_list>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "kernels/common/types.h"
+
+namespace strided_array {
+
+using fgk::DType;
+using fgk::dtype_bytes;
+
+inline DType acc_type(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+// Relative half-spacing of a type's numbers.
+inline double roundoff(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return 0x1p-53;
+    case DType::bf16:
+      return 0x1p-8;
+    case DType::f16:
+      return 0x1p-11;
+    default:
+      return 0x1p-24;
+  }
+}
+
+// Storage order: as the sizes say; the last two sizes swapped; or as they say, unaligned and with gaps between rows.
+enum class Layout { dense, swapped, padded };
+
+// An array in a storage type, strided, and the doubles it stands for in the order of its sizes. No sizes: not there.
+struct Array {
+  DType dtype = DType::f32;
+  std::vector<int64_t> size;
+  std::vector<int64_t> stride;
+  std::vector<uint8_t> memory;
+  std::vector<double> value;
+  int64_t start = 0;
+
+  Array() = default;
+  Array(DType type, std::vector<int64_t> sizes, Layout layout = Layout::dense) : dtype(type), size(std::move(sizes)) {
+    const size_t rank = size.size();
+    std::vector<size_t> order(rank);
+    std::iota(order.begin(), order.end(), size_t{0});
+    if (layout == Layout::swapped && rank > 1) std::swap(order[rank - 1], order[rank - 2]);
+    stride.resize(rank);
+    int64_t pitch = 1;
+    for (size_t i = rank; i-- > 0;) {
+      stride[order[i]] = pitch;
+      pitch *= size[order[i]];
+      if (layout == Layout::padded && i + 1 == rank) pitch += 3;
+    }
+    start = layout == Layout::padded ? 1 : 0;
+    memory.assign(static_cast<size_t>((start + span()) * dtype_bytes(dtype)), 0xFF);
+    value.assign(static_cast<size_t>(std::accumulate(size.begin(), size.end(), int64_t{1}, std::multiplies<>())), 0.0);
+  }
+
+  explicit operator bool() const { return !size.empty(); }
+  void* data() { return *this ? memory.data() + start * dtype_bytes(dtype) : nullptr; }
+  int64_t span() const {
+    int64_t last = 0;
+    for (size_t i = 0; i < size.size(); ++i) {
+      if (size[i] == 0) return 0;
+      last += (size[i] - 1) * stride[i];
+    }
+    return last + 1;
+  }
+  // Stride of a dimension; 0 where all its places share one element.
+  int64_t step(size_t i) const { return size[i] == 1 ? 0 : stride[i]; }
+
+  // The number at a place whose indices may exceed a size of 1.
+  double at(std::initializer_list<int64_t> place) const { return value[flat(place)]; }
+  size_t flat(std::initializer_list<int64_t> place) const {
+    int64_t i = 0;
+    size_t axis = 0;
+    for (int64_t p : place) {
+      i = i * size[axis] + (size[axis] == 1 ? 0 : p);
+      ++axis;
+    }
+    return static_cast<size_t>(i);
+  }
+
+  // Random multiples of `unit` in [low, high] x unit: exact in each type if both are below 256.
+  void draw(std::mt19937& random, int low, int high, double unit) {
+    std::uniform_int_distribution<int> integer(low, high);
+    for (double& v : value) v = integer(random) * unit;
+    store();
+  }
+
+  void store() {
+    for (size_t i = 0; i < value.size(); ++i) encode(value[i], element(i));
+  }
+  void load() {
+    for (size_t i = 0; i < value.size(); ++i) value[i] = decode(element(i));
+  }
+
+ private:
+  uint8_t* element(size_t flat_index) {
+    int64_t rest = static_cast<int64_t>(flat_index);
+    int64_t at = start;
+    for (size_t axis = size.size(); axis-- > 0;) {
+      at += rest % size[axis] * stride[axis];
+      rest /= size[axis];
+    }
+    return memory.data() + at * dtype_bytes(dtype);
+  }
+
+  // Values of 16 bits must be exact and normal.
+  void encode(double v, uint8_t* to) const {
+    const float narrow = static_cast<float>(v);
+    uint32_t bits;
+    std::memcpy(&bits, &narrow, 4);
+    if (dtype == DType::f64) {
+      std::memcpy(to, &v, 8);
+    } else if (dtype == DType::f32) {
+      std::memcpy(to, &bits, 4);
+    } else {
+      uint16_t half = static_cast<uint16_t>(bits >> 16);
+      if (dtype == DType::f16) {
+        half = static_cast<uint16_t>((bits >> 16) & 0x8000);
+        if (v != 0) half = static_cast<uint16_t>(half | ((((bits >> 23) & 255) - 112) << 10) | ((bits >> 13) & 1023));
+      }
+      std::memcpy(to, &half, 2);
+      if (decode(to) != v) check::fail(__FILE__, __LINE__) << v << " is not exact in 16 bits\n";
+    }
+  }
+
+  double decode(const uint8_t* from) const {
+    if (dtype == DType::f64) {
+      double v;
+      std::memcpy(&v, from, 8);
+      return v;
+    }
+    uint32_t bits = 0;
+    std::memcpy(&bits, from, static_cast<size_t>(dtype_bytes(dtype)));
+    if (dtype == DType::f16) {
+      const int exponent = (bits >> 10) & 31;
+      const double mantissa = bits & 1023;
+      const double magnitude = exponent == 31  ? (mantissa == 0 ? std::numeric_limits<double>::infinity()
+                                                                : std::numeric_limits<double>::quiet_NaN())
+                               : exponent == 0 ? std::ldexp(mantissa, -24)
+                                               : std::ldexp(mantissa + 1024, exponent - 25);
+      return bits & 0x8000 ? -magnitude : magnitude;
+    }
+    if (dtype == DType::bf16) bits <<= 16;
+    float v;
+    std::memcpy(&v, &bits, 4);
+    return v;
+  }
+};
+
+}  // namespace strided_array
