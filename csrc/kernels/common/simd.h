@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The SIMD vector of one ISA level: F32 and F64 with W lanes each, an index vector of the same lane width, and masks.
-// larger(a, b) is b where the two are equal or b is NaN; a is never NaN there.
+// larger(a, b) is b where the two are equal or b is NaN; a is never NaN there. at_least and at_most keep a NaN in a.
 // Include it only from *_isa.cpp files, which are compiled once per level with FGK_ISA_NS naming the level.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "types.h"
 
@@ -35,6 +36,13 @@ struct F32 {
   static FGK_INLINE Reg load(const float* p) { return _mm512_loadu_ps(p); }
   static FGK_INLINE void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
   static FGK_INLINE Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static FGK_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_ps(a, b); }
+  static FGK_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
+  static FGK_INLINE Reg div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
+  static FGK_INLINE Reg abs(Reg a) { return _mm512_abs_ps(a); }
+  static FGK_INLINE Reg at_least(Reg a, Reg low) { return _mm512_max_ps(low, a); }
+  static FGK_INLINE Reg at_most(Reg a, Reg high) { return _mm512_min_ps(high, a); }
+  static FGK_INLINE Reg floor(Reg a) { return _mm512_roundscale_ps(a, 0x01 | 0x08); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) { return static_cast<Mask>(n >= W ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1); }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
@@ -63,6 +71,13 @@ struct F64 {
   static FGK_INLINE Reg load(const double* p) { return _mm512_loadu_pd(p); }
   static FGK_INLINE void store(double* p, Reg x) { _mm512_storeu_pd(p, x); }
   static FGK_INLINE Reg add(Reg a, Reg b) { return _mm512_add_pd(a, b); }
+  static FGK_INLINE Reg sub(Reg a, Reg b) { return _mm512_sub_pd(a, b); }
+  static FGK_INLINE Reg mul(Reg a, Reg b) { return _mm512_mul_pd(a, b); }
+  static FGK_INLINE Reg div(Reg a, Reg b) { return _mm512_div_pd(a, b); }
+  static FGK_INLINE Reg abs(Reg a) { return _mm512_abs_pd(a); }
+  static FGK_INLINE Reg at_least(Reg a, Reg low) { return _mm512_max_pd(low, a); }
+  static FGK_INLINE Reg at_most(Reg a, Reg high) { return _mm512_min_pd(high, a); }
+  static FGK_INLINE Reg floor(Reg a) { return _mm512_roundscale_pd(a, 0x01 | 0x08); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) { return static_cast<Mask>(n >= W ? 0xFF : n <= 0 ? 0 : (1u << n) - 1); }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
@@ -95,6 +110,13 @@ struct F32 {
   static FGK_INLINE Reg load(const float* p) { return _mm256_loadu_ps(p); }
   static FGK_INLINE void store(float* p, Reg x) { _mm256_storeu_ps(p, x); }
   static FGK_INLINE Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
+  static FGK_INLINE Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
+  static FGK_INLINE Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
+  static FGK_INLINE Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
+  static FGK_INLINE Reg abs(Reg a) { return _mm256_andnot_ps(set1(-0.0f), a); }
+  static FGK_INLINE Reg at_least(Reg a, Reg low) { return _mm256_max_ps(low, a); }
+  static FGK_INLINE Reg at_most(Reg a, Reg high) { return _mm256_min_ps(high, a); }
+  static FGK_INLINE Reg floor(Reg a) { return _mm256_floor_ps(a); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -132,6 +154,13 @@ struct F64 {
   static FGK_INLINE Reg load(const double* p) { return _mm256_loadu_pd(p); }
   static FGK_INLINE void store(double* p, Reg x) { _mm256_storeu_pd(p, x); }
   static FGK_INLINE Reg add(Reg a, Reg b) { return _mm256_add_pd(a, b); }
+  static FGK_INLINE Reg sub(Reg a, Reg b) { return _mm256_sub_pd(a, b); }
+  static FGK_INLINE Reg mul(Reg a, Reg b) { return _mm256_mul_pd(a, b); }
+  static FGK_INLINE Reg div(Reg a, Reg b) { return _mm256_div_pd(a, b); }
+  static FGK_INLINE Reg abs(Reg a) { return _mm256_andnot_pd(set1(-0.0), a); }
+  static FGK_INLINE Reg at_least(Reg a, Reg low) { return _mm256_max_pd(low, a); }
+  static FGK_INLINE Reg at_most(Reg a, Reg high) { return _mm256_min_pd(high, a); }
+  static FGK_INLINE Reg floor(Reg a) { return _mm256_floor_pd(a); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) {
     return _mm256_castsi256_pd(_mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)));
@@ -171,6 +200,13 @@ struct F32 {
   static FGK_INLINE Reg load(const float* p) { return vld1q_f32(p); }
   static FGK_INLINE void store(float* p, Reg x) { vst1q_f32(p, x); }
   static FGK_INLINE Reg add(Reg a, Reg b) { return vaddq_f32(a, b); }
+  static FGK_INLINE Reg sub(Reg a, Reg b) { return vsubq_f32(a, b); }
+  static FGK_INLINE Reg mul(Reg a, Reg b) { return vmulq_f32(a, b); }
+  static FGK_INLINE Reg div(Reg a, Reg b) { return vdivq_f32(a, b); }
+  static FGK_INLINE Reg abs(Reg a) { return vabsq_f32(a); }
+  static FGK_INLINE Reg at_least(Reg a, Reg low) { return vmaxq_f32(low, a); }
+  static FGK_INLINE Reg at_most(Reg a, Reg high) { return vminq_f32(high, a); }
+  static FGK_INLINE Reg floor(Reg a) { return vrndmq_f32(a); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
   static FGK_INLINE Mask first_lanes(int n) {
     const int32_t lanes[4] = {0, 1, 2, 3};
@@ -200,6 +236,13 @@ struct F64 {
   static FGK_INLINE Reg load(const double* p) { return vld1q_f64(p); }
   static FGK_INLINE void store(double* p, Reg x) { vst1q_f64(p, x); }
   static FGK_INLINE Reg add(Reg a, Reg b) { return vaddq_f64(a, b); }
+  static FGK_INLINE Reg sub(Reg a, Reg b) { return vsubq_f64(a, b); }
+  static FGK_INLINE Reg mul(Reg a, Reg b) { return vmulq_f64(a, b); }
+  static FGK_INLINE Reg div(Reg a, Reg b) { return vdivq_f64(a, b); }
+  static FGK_INLINE Reg abs(Reg a) { return vabsq_f64(a); }
+  static FGK_INLINE Reg at_least(Reg a, Reg low) { return vmaxq_f64(low, a); }
+  static FGK_INLINE Reg at_most(Reg a, Reg high) { return vminq_f64(high, a); }
+  static FGK_INLINE Reg floor(Reg a) { return vrndmq_f64(a); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f64(c, a, b); }
   static FGK_INLINE Mask first_lanes(int n) {
     const int64_t lanes[2] = {0, 1};
@@ -242,6 +285,19 @@ struct Portable {
   }
   static FGK_INLINE void store(S* p, Reg x) { std::memcpy(p, &x, sizeof(x)); }
   static FGK_INLINE Reg add(Reg a, Reg b) { return a + b; }
+  static FGK_INLINE Reg sub(Reg a, Reg b) { return a - b; }
+  static FGK_INLINE Reg mul(Reg a, Reg b) { return a * b; }
+  static FGK_INLINE Reg div(Reg a, Reg b) { return a / b; }
+  static FGK_INLINE Reg abs(Reg a) { return a < 0 ? -a : a; }
+  static FGK_INLINE Reg at_least(Reg a, Reg low) { return low > a ? low : a; }
+  static FGK_INLINE Reg at_most(Reg a, Reg high) { return high < a ? high : a; }
+  // For |a| below 2^22 (2^51): adding and taking away a power of two rounds to an integer.
+  static FGK_INLINE Reg floor(Reg a) {
+    const S magic = sizeof(S) == 4 ? S(12582912) : S(6755399441055744);
+    Reg whole = a + magic;
+    whole = whole - magic;
+    return whole > a ? whole - 1 : whole;
+  }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   static FGK_INLINE Mask first_lanes(int n) {
     Mask m{};
@@ -277,6 +333,25 @@ using F32 = Portable<float, int32_t>;
 using F64 = Portable<double, int64_t>;
 
 #endif
+
+template <class V, int S, int... Lane>
+FGK_INLINE void exchange(typename V::Reg& a, typename V::Reg& b, std::integer_sequence<int, Lane...>) {
+  const typename V::Reg low = __builtin_shufflevector(a, b, (Lane & S ? V::W + Lane - S : Lane)...);
+  b = __builtin_shufflevector(a, b, (Lane & S ? V::W + Lane : Lane + S)...);
+  a = low;
+}
+
+// Transposes a W x W tile, one row per register: log2(W) rounds that exchange blocks of S columns between rows S apart.
+template <class V, int S = V::W / 2>
+FGK_INLINE void transpose(typename V::Reg (&rows)[V::W]) {
+  if constexpr (S > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::W; ++i) {
+      if (!(i & S)) exchange<V, S>(rows[i], rows[i + S], std::make_integer_sequence<int, V::W>{});
+    }
+    transpose<V, S / 2>(rows);
+  }
+}
 
 // Sums n floats of any alignment with W partial sums, so that rounding stays near that of a tree.
 template <class V>
