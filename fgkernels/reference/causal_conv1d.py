@@ -149,7 +149,7 @@ def update_operands(
     _checks.check_tensor("x", x)
     if x.dim() not in (2, 3):
         raise ValueError(f"x: expected (B, D) or (B, D, S), got {shape(x)}")
-    weight, bias, conv_state_indices, _ = operands(x, weight, bias, conv_state_indices, None)
+    weight, bias, *_ = operands(x, weight, bias, None, None)
     return (
         x.unsqueeze(-1) if x.dim() == 2 else x, conv_state, weight, bias,
         _sequences.as_int32("cache_seqlens", cache_seqlens),

@@ -176,7 +176,7 @@ def numbered(x: Tensor, seq_idx: Tensor | None, cu_seqlens: Tensor | None) -> Te
 def _states_after(cu_seqlens: Tensor, states: list[Tensor]) -> Tensor:
     """(S, H, P, N): the state after the last step of each packed sequence.
 
-    An empty sequence has no step, so zeros, or the initial state if it is the first. states[t] is the one before step t.
+    An empty sequence has no step, so zeros, or the initial state if it is the first. states[t] is that before step t.
     """
     ends = cu_seqlens[1:].to(torch.int64)
     found = torch.cat(states).index_select(0, ends)
