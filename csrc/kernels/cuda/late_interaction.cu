@@ -13,9 +13,9 @@ Lengths Call::lengths(const TokenBatch& batch, bool needs_facts) {
   Lengths out{};
   out.batch = batch.batch;
   out.length = static_cast<int32_t>(batch.length);
-  out.offsets = buffers_.in(batch.offsets, batch.batch + 1, "offsets");
+  out.offsets = buffers().in(batch.offsets, batch.batch + 1, "offsets");
   if (!batch.mask || !needs_facts) return out;
-  out.mask = buffers_.in(batch.mask, batch.batch * batch.length, "mask");
+  out.mask = buffers().in(batch.mask, batch.batch * batch.length, "mask");
   const gptr<int32_t> facts = scratch<int32_t>(3 * batch.batch, "facts about samples");
   out.facts = facts;
   dev::launch("sample_facts", sample_facts_kernel, {(batch.batch + kWarps - 1) / kWarps, kThreads, 0}, stream(),

@@ -2,24 +2,15 @@
 // What the launchers of the family share on the host: device views of the arguments, scratch memory, preparations.
 #pragma once
 
+#include "kernel_call.cuh"
 #include "late_interaction.h"
 #include "late_interaction_params.cuh"
 
 namespace fgk::cuda {
 
-// One call: its stream, its scratch memory, and the buffers that its kernels see.
-class Call {
+class Call : public KernelCall {
  public:
-  explicit Call(const Context& context) : context_(context) {}
-
-  void* stream() const { return context_.stream; }
-  dev::Buffers& buffers() { return buffers_; }
-
-  template <class T>
-  gptr<T> scratch(int64_t count, const char* name) {
-    void* memory = context_.scratch(context_.owner, count * static_cast<int64_t>(sizeof(T)));
-    return buffers_.out(static_cast<T*>(memory), count, name);
-  }
+  using KernelCall::KernelCall;
 
   Lengths lengths(const TokenBatch& batch, bool needs_facts);
 
@@ -40,10 +31,6 @@ class Call {
   };
   PackedRows deal_slots(const Lengths& rows, int align, int64_t capacity, gptr<const int32_t> illegal);
   gptr<const int32_t> order_by_length(const Lengths& stream, gptr<const int32_t> illegal);
-
- private:
-  const Context& context_;
-  dev::Buffers buffers_;
 };
 
 template <class T>
@@ -52,10 +39,10 @@ Tokens<T> Call::tokens(const TokenBatch& batch) {
   static_cast<Lengths&>(out) = lengths(batch, batch.mask != nullptr);
   const bool int8 = batch.dtype == DType::i8;
   if (int8) {
-    out.data8 = buffers_.in(static_cast<const int8_t*>(batch.data), batch.span, "int8 tokens");
-    out.scales = buffers_.in(batch.scales, batch.total_tokens, "scales");
+    out.data8 = buffers().in(static_cast<const int8_t*>(batch.data), batch.span, "int8 tokens");
+    out.scales = buffers().in(batch.scales, batch.total_tokens, "scales");
   } else {
-    out.data = buffers_.in(static_cast<const T*>(batch.data), batch.span, "tokens");
+    out.data = buffers().in(static_cast<const T*>(batch.data), batch.span, "tokens");
   }
   out.sample_stride = batch.sample_stride;
   out.token_stride = batch.token_stride;
@@ -70,11 +57,11 @@ Tokens<T> Call::tokens(const TokenBatch& batch) {
 template <class Acc>
 Direction<Acc> Call::direction(const DirectionOutput& out) {
   Direction<Acc> view{};
-  view.scores = buffers_.out(static_cast<Acc*>(out.scores), out.score_count, "scores");
+  view.scores = buffers().out(static_cast<Acc*>(out.scores), out.score_count, "scores");
   if (out.wide_indices) {
-    view.wide = buffers_.out(static_cast<int32_t*>(out.indices), out.index_count, "alignment");
+    view.wide = buffers().out(static_cast<int32_t*>(out.indices), out.index_count, "alignment");
   } else {
-    view.narrow = buffers_.out(static_cast<int16_t*>(out.indices), out.index_count, "alignment");
+    view.narrow = buffers().out(static_cast<int16_t*>(out.indices), out.index_count, "alignment");
   }
   view.score_x = out.score_x;
   view.score_y = out.score_y;
