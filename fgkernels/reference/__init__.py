@@ -5,6 +5,6 @@ Tests and documentation compare with it, devices without a kernel of ours run it
 decomposed into it.
 """
 
-from . import late_interaction, selective_scan, selective_scan_2d
+from . import causal_conv1d, late_interaction, mamba_chunk_scan, selective_scan, selective_scan_2d
 
-__all__ = ["late_interaction", "selective_scan", "selective_scan_2d"]
+__all__ = ["causal_conv1d", "late_interaction", "mamba_chunk_scan", "selective_scan", "selective_scan_2d"]
