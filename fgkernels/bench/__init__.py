@@ -22,7 +22,7 @@ def quick_table(seconds: float = 20.0) -> list[dict[str, Any]]:
     """Measure the short list within about ``seconds`` and return one row a case.
 
     Without torch.compile and memory. Each row: name, title, status ("ok" or "FAILED"), problem, seconds (median of our
-    op), ratios (baseline's name -> its time over ours), rate (GFLOP/s), of_limit (fraction of the limit measured
+    op), ratios (baseline's name -> its time over ours), rate and its unit, of_limit (fraction of the limit measured
     between the rounds, or None), limit ("compute", "memory" or None).
     """
     from .cli import quick_rows

@@ -32,16 +32,14 @@ class NoLimits(RuntimeError):
 class Cpu:
     """Host memory, wall-clock time, limits from the probes of fgkernels._native, memory from the kernel's marks."""
 
-    peers = True
-
     def place(self, inputs: Inputs) -> Inputs:
         return inputs
 
     def time_calls(self, call: Callable[[], object], repeats: int) -> float:
         return timing.time_calls(call, repeats)
 
-    def probes(self, case: Case, threads: int) -> tuple[Probe, Probe]:
-        """Readings of the compute limit (GFLOP/s) and of the memory limit (GB/s)."""
+    def probes(self, case: Case, threads: int) -> tuple[Probe | None, Probe]:
+        """Readings of the compute limit (1e9 FLOP or state updates a second) and of the memory limit (GB/s)."""
         module = environment.native()
         if module is None:
             raise NoLimits("fgkernels._native, which holds the probes, isn't built")
@@ -70,9 +68,6 @@ class Cuda:
         api: torch.cuda, or what stands in for it in tests.
         device, matrix_size, copy_bytes: where tensors are put, and the size of the probes.
     """
-
-    # Other packages of the cases compute on the CPU.
-    peers = False
 
     def __init__(
         self,
@@ -107,21 +102,27 @@ class Cuda:
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / repeats
 
-    def probes(self, case: Case, threads: int) -> tuple[Probe, Probe]:
-        """torch.matmul of square matrices in the case's dtype, and a copy, which counts bytes read and written."""
+    def probes(self, case: Case, threads: int) -> tuple[Probe | None, Probe]:
+        """torch.matmul of square matrices in the case's dtype, and a copy, which counts bytes read and written.
+
+        No operator of torch shows how many exponentials a GPU can take: state updates have the memory limit alone.
+        """
+        source = torch.zeros(self.copy_bytes, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+
+        def traffic() -> float:
+            return 2 * self.copy_bytes / 1e9 / self.time_calls(lambda: target.copy_(source), 3)
+
+        if case.probe == "exp_fma":
+            return None, traffic
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}.get(case.dtype)
         # int8 documents meet float32 queries; without TF32, which no exact kernel may use.
         shape = (self.matrix_size, self.matrix_size)
         a = torch.ones(shape, dtype=dtype or torch.float32, device=self.device)
         b, product = torch.ones_like(a), torch.empty_like(a)
-        source = torch.zeros(self.copy_bytes, dtype=torch.uint8, device=self.device)
-        target = torch.empty_like(source)
 
         def compute() -> float:
             return 2 * self.matrix_size**3 / 1e9 / self.time_calls(lambda: torch.matmul(a, b, out=product), 3)
-
-        def traffic() -> float:
-            return 2 * self.copy_bytes / 1e9 / self.time_calls(lambda: target.copy_(source), 3)
 
         torch.matmul(a, b, out=product)  # the first product chooses its kernel
         return compute, traffic
@@ -138,7 +139,7 @@ class Cuda:
         before = self.api.memory_allocated()
         output = call()
         self.api.synchronize()
-        return memory.Peak(self.api.max_memory_allocated() - before, memory.returned_bytes(output))
+        return memory.Peak(self.api.max_memory_allocated() - before, memory.tensor_bytes(output))
 
     def facts(self) -> dict[str, Any]:
         """Name, multiprocessors and memory of the GPU, and the CUDA that torch was built for."""

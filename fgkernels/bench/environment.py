@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PACKAGES = ("numpy", "maxsim-cpu")
+PACKAGES = ("numpy", "maxsim-cpu", "mambapy", "transformers")
 
 
 def native() -> ModuleType | None:

@@ -55,9 +55,9 @@ def _tensors(output: object) -> list[object]:
     return [output] if hasattr(output, "nbytes") else []
 
 
-def returned_bytes(output: object) -> int:
-    """Bytes of all tensors and arrays in an output."""
-    return sum(int(tensor.nbytes) for tensor in _tensors(output))
+def tensor_bytes(value: object) -> int:
+    """Bytes of all tensors and arrays in an output or a list of inputs."""
+    return sum(int(tensor.nbytes) for tensor in _tensors(value))
 
 
 def measure_peak(call: Callable[[], object]) -> Peak:
@@ -78,4 +78,4 @@ def measure_peak(call: Callable[[], object]) -> Peak:
         after = _status("VmHWM")
     except OSError as error:
         raise MemoryNotMeasured(f"no resettable high-water mark here: {error}") from error
-    return Peak(peak=max(0, after - before), returned=returned_bytes(output))
+    return Peak(peak=max(0, after - before), returned=tensor_bytes(output))

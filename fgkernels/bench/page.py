@@ -208,11 +208,14 @@ def _details(record: results.Record) -> str:
         f"{record['dtype']}, {record['cache']} cache, {record['flops'] / 1e9:.4g} GFLOP, "
         f"{results.size(record['bytes'])} of compulsory traffic, {record['intensity']:.3g} FLOP/byte"
     ]
+    if record.get("updates"):
+        notes[0] += f", {record['updates'] / 1e9:.4g} G state updates"
     limit = record["limit"]
     if limit["kind"]:
+        compute = f"{limit['fma']:.4g} {results.rate_unit(record)} and " if limit["fma"] else ""
         notes.append(
-            f"bound by {limit['kind']}: before the rounds the probes gave {limit['fma']:.4g} GFLOP/s and "
-            f"{limit['read']:.4g} GB/s, a balance of {limit['fma'] / limit['read']:.3g} FLOP/byte"
+            f"bound by {limit['kind']}: before the rounds the probes gave {compute}{limit['read']:.4g} GB/s"
+            + (f", a balance of {limit['fma'] / limit['read']:.3g} a byte" if limit["fma"] else "")
         )
     elif limit["problem"]:
         notes.append(f"no limit: {limit['problem']}")

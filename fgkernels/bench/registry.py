@@ -37,6 +37,7 @@ class Implementation:
         module: a package it needs, imported before torch; without it the implementation is reported as absent.
         reference: the expected outputs, where they differ from the case's (a sister workload).
         compiles: the first call at a shape compiles, so a warm-up has to use the real shape.
+        devices: where it can compute.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Implementation:
     module: str | None = None
     reference: Callable[[Inputs], tuple[Any, ...]] | None = None
     compiles: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     def __post_init__(self) -> None:
         if self.group not in GROUPS:
@@ -58,7 +60,8 @@ class Bar:
 
     metric "ratio": time of ``against`` over ours, at least ``target``; ``against`` is a group, an implementation's name
     or "fastest". metric "limit": our fraction of the binding machine limit, at least ``target``. metric "memory": our
-    extra peak memory over that of ``against``, at most ``target``. It holds on ``device``.
+    extra peak memory over that of ``against``, or over the size of the inputs where that is "inputs", at most
+    ``target``. It holds on ``device``.
     """
 
     metric: str
@@ -75,18 +78,21 @@ class Case:
         name: unique in its family, selected by ``--case``.
         title: what it is, with its shape, for people.
         shape, tiny: sizes in letters; ``tiny`` is the same case at a size for warming up and for testing the harness.
-        inputs: shape -> tensors, from a fixed seed.
+        inputs: shape -> tensors, from a fixed seed; names that start with "grad" are the outputs' gradients.
         outputs: names of what a call returns; names that start with "grad" are gradients.
         reference: inputs -> the expected outputs in fp64.
         implementations: our op (group "candidate") first, then the baselines.
         flops, bytes: shape -> arithmetic and compulsory traffic of one call.
-        probe: the FMA probe that limits it: "float32", "float64", "bfloat16" or "int8".
+        probe: what limits its arithmetic: multiply-adds in "float32", "float64", "bfloat16" or "int8", or "exp_fma",
+            state updates of a selective scan, one exponential and its multiply-adds each.
+        updates: shape -> state updates of one call; given exactly where ``probe`` is "exp_fma".
         tolerance: largest accepted error of scores (maximum error over the largest score), ``grad_tolerance`` of
             gradients (Frobenius norm of the error over that of the gradient).
         cache: "warm" (an untimed call of the same implementation comes first) or "cold" (caches are flushed first).
         overhead: the call is too small for the machine's limits to mean anything.
         devices: where it is worth running.
         measure_memory, quick: whether extra peak memory is measured; whether ``--quick`` includes the case.
+        requires: a package without which the case is left out.
     """
 
     family: str
@@ -102,6 +108,7 @@ class Case:
     bytes: Callable[[Shape], int]
     dtype: str = "float32"
     probe: str = "float32"
+    updates: Callable[[Shape], int] | None = None
     tolerance: float = 1e-5
     grad_tolerance: float = 1e-2
     cache: str = "warm"
@@ -109,6 +116,7 @@ class Case:
     devices: tuple[str, ...] = ("cpu", "cuda")
     measure_memory: bool = True
     quick: bool = False
+    requires: str | None = None
     bars: tuple[Bar, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -116,6 +124,12 @@ class Case:
             raise ValueError(f"{self.name}: the first implementation must be the candidate")
         if self.cache not in ("warm", "cold"):
             raise ValueError(f'{self.name}: cache: expected "warm" or "cold", got {self.cache!r}')
+        if (self.probe == "exp_fma") != (self.updates is not None):
+            raise ValueError(f'{self.name}: updates: expected with probe "exp_fma" and no other, got {self.probe!r}')
+
+    def work(self, shape: Shape) -> int:
+        """What a second of the compute probe counts: state updates or FLOPs."""
+        return self.updates(shape) if self.updates else self.flops(shape)
 
     @property
     def backward(self) -> bool:

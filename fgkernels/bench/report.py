@@ -21,11 +21,13 @@ METHOD = (
     "Before anything is timed, our op and every baseline are compared with an fp64 reference on the shape that is "
     "timed; one that fails gets no time. Then all run in turn in one process (A B C, A B C, ...), and between the "
     "rounds a probe measures what the machine can do at that moment: fused multiply-adds a second in the same "
-    "type on the same threads, or bytes read a second. A ratio is the baseline's time over ours within a round; "
-    "the table gives the median of the rounds, brackets give quartiles. Where an expression can be written in "
+    "type on the same threads, or bytes read a second; for a selective scan, state updates a second, each an "
+    "exponential with the multiply-adds that go with it. A ratio is the baseline's time over ours within a round; "
+    "the table gives the median of the rounds, brackets give quartiles; a call of over two seconds takes part in the "
+    "first rounds only, at least two. Where an expression can be written in "
     "several ways, the fastest one counts. FLOPs and bytes are the compulsory ones of the formula, so padding and "
     "intermediate tensors don't count as work. Warm: an untimed call of the same implementation comes first "
-    "unless the slowest one of the case takes over a quarter of a second; cold: more memory than the last-level "
+    "unless it takes over a quarter of a second; cold: more memory than the last-level "
     "cache holds is overwritten first. Extra memory is the highest resident size of a fresh process during one "
     "call, less the inputs and what the call returns. On a GPU time is that between two events on the stream, the "
     "limits are torch.matmul of 8192 × 8192 matrices in the same type and a copy (bytes read and written), and extra "
@@ -61,13 +63,16 @@ def limit_text(record: results.Record, entry: results.Record) -> str:
     """`96 % of 117 GFLOP/s`, or why there is no limit."""
     if not entry["of_limit"]:
         return "–"
-    return f"{100 * entry['of_limit']['median']:.0f} % of {record['limit']['value']:.0f} {record['limit']['unit']}"
+    # A limit in state updates is a small number.
+    value = record["limit"]["value"]
+    shown = f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{100 * entry['of_limit']['median']:.0f} % of {shown} {record['limit']['unit']}"
 
 
 def rate_text(record: results.Record, entry: results.Record) -> str:
     if record["limit"]["kind"] == "memory":
         return f"{entry['bandwidth']:.3g} GB/s"
-    return f"{entry['rate']:.3g} {results.operations(record['dtype'])}"
+    return f"{entry['rate']:.3g} {results.rate_unit(record)}"
 
 
 def memory_text(record: results.Record) -> str:
@@ -87,6 +92,8 @@ def bar_text(bar: results.Record) -> str:
         return f"≥ {bar['target']:.2g}× {bar['against']}: {verdict}"
     if bar["metric"] == "limit":
         return f"≥ {100 * bar['target']:.0f} % of limit: {verdict}"
+    if bar["against"] == "inputs":
+        return f"memory ≤ {bar['target']:g}× the inputs: {verdict}"
     return f"memory ≤ {100 * bar['target']:.0f} % of {bar['against']}'s: {verdict}"
 
 
@@ -193,6 +200,7 @@ def quick_row(record: results.Record) -> dict[str, Any]:
         "seconds": entry["seconds"]["median"] if entry else None,
         "ratios": {name: ratio["median"] for name, ratio in record["ratios"].items()},
         "rate": entry["rate"] if entry else None,
+        "unit": results.rate_unit(record),
         "of_limit": entry["of_limit"]["median"] if entry and entry["of_limit"] else None,
         "limit": record["limit"]["kind"],
     }

@@ -7,22 +7,26 @@
     cases         a list of records:
         family, name, title, shape, dtype, cache ("warm" | "cold"), backward, status ("ok" | "FAILED"), problem
         flops, bytes, intensity (FLOP per compulsory byte)
+        updates         state updates of a selective scan where they are what the compute probe counts, else null
+        input_bytes     size of the inputs, null in a failed case
         gate            name -> passed, errors by output, problem
         refused         name -> why it wasn't run
-        warm_call       an untimed call of the same implementation preceded each timed one
         limit           kind ("compute" | "memory" | null), unit, value (median of the probe between the rounds),
-                        fma (GFLOP/s) and read (GB/s) before the rounds, problem; on a GPU these are torch.matmul of
-                        8192 x 8192 matrices and a copy, which counts bytes read and written
+                        fma (1e9 FLOP or updates a second) and read (GB/s) before the rounds, problem; on a GPU these
+                        are torch.matmul of 8192 x 8192 matrices, null for updates, and a copy, which counts bytes
+                        read and written
         implementations name -> group; seconds (median, q1, q3, minimum, maximum, count); samples (seconds a call, one
-                        per round); calls_per_sample; rate (GFLOP/s); bandwidth (GB/s of compulsory traffic);
+                        per round, of slow baselines in the first rounds only); calls_per_sample; warm_call (an
+                        untimed call preceded each timed one); rate (1e9 FLOP or updates a second); bandwidth (GB/s of
+                        compulsory traffic);
                         of_limit (median, q1, q3 ... of the round's rate over the round's probe, or null);
                         memory (peak, returned, extra bytes, or null); memory_problem
-        ratios          name -> median, q1, q3 ... of baseline over ours, inside each round
+        ratios          name -> median, q1, q3 ... of baseline over ours, inside each round of the baseline
         fastest         group -> name of its fastest member; "all": of eager, compiled and peer
         bars            metric, target, against, value, met (null: not measured)
 
 Names in ``gate``, ``implementations`` and ``ratios`` are those of the implementations; a baseline that fails
-the gate is in ``refused`` too. Units: seconds, bytes, 1e9 FLOP/s, 1e9 bytes/s.
+the gate is in ``refused`` too. Units: seconds, bytes, 1e9 FLOP/s, 1e9 state updates/s, 1e9 bytes/s.
 """
 
 from __future__ import annotations
@@ -57,9 +61,10 @@ def _head(case: Case, settings: Settings) -> Record:
         "flops": flops,
         "bytes": traffic,
         "intensity": flops / traffic,
+        "updates": case.updates(shape) if case.updates else None,
+        "input_bytes": None,
         "gate": {},
         "refused": {},
-        "warm_call": None,
         "limit": {"kind": None, "unit": None, "value": None, "fma": None, "read": None, "problem": None},
         "implementations": {},
         "ratios": {},
@@ -75,7 +80,8 @@ def failed_record(case: Case, settings: Settings, problem: str, refused: dict[st
 
 def build_record(case: Case, settings: Settings, raw: Record) -> Record:
     """Summaries, ratios and fractions of the limit from a worker's readings."""
-    record = {**_head(case, settings), "gate": raw["gate"], "refused": raw["refused"]}
+    record = {key: raw[key] for key in ("gate", "refused", "input_bytes")}
+    record = {**_head(case, settings), **record}
     name = case.candidate.name
     wrong = {key: verdict["problem"] for key, verdict in raw["gate"].items() if not verdict["passed"]}
     # A ratio to a wrong answer means nothing: a wrong baseline isn't timed, a wrong candidate fails the case.
@@ -83,13 +89,12 @@ def build_record(case: Case, settings: Settings, raw: Record) -> Record:
     if raw["timings"] is None:
         return {**record, "status": "FAILED", "problem": record["refused"].get(name, "no timing")}
     timings, limits = raw["timings"], raw["limits"]
-    record["warm_call"] = timings["warm_call"]
-    compute = limits["kind"] == "compute"
-    work = record["flops"] if compute else record["bytes"]
+    amount = record["updates"] or record["flops"]
+    work = amount if limits["kind"] == "compute" else record["bytes"]
     readings = timings["limit"]
     record["limit"] = {
         **limits,
-        "unit": {"compute": operations(case.dtype), "memory": "GB/s"}.get(limits["kind"]),
+        "unit": {"compute": rate_unit(record), "memory": "GB/s"}.get(limits["kind"]),
         "value": timing.summarize(readings).median if readings else None,
     }
     groups = {item.name: item.group for item in case.implementations}
@@ -101,14 +106,15 @@ def build_record(case: Case, settings: Settings, raw: Record) -> Record:
             "seconds": summary.as_dict(),
             "samples": [float(f"{sample:.6g}") for sample in samples],
             "calls_per_sample": timings["calls_per_sample"][key],
-            "rate": record["flops"] / 1e9 / summary.median,
+            "warm_call": timings["warm"][key],
+            "rate": amount / 1e9 / summary.median,
             "bandwidth": record["bytes"] / 1e9 / summary.median,
             "of_limit": timing.summarize(of_limit).as_dict() if of_limit else None,
             "memory": None,
             "memory_problem": None,
         }
         if key != name:
-            record["ratios"][key] = timing.paired(samples, timings["seconds"][name]).as_dict()
+            record["ratios"][key] = timing.paired(samples, timings["seconds"][name][: len(samples)]).as_dict()
     record["fastest"] = _fastest(record)
     return record
 
@@ -149,12 +155,15 @@ def _bar_value(record: Record, metric: str, against: str, ours: str) -> float | 
     if metric == "limit":
         of_limit = implementations[ours]["of_limit"]
         return of_limit["median"] if of_limit else None
+    mine = implementations[ours]["memory"]
+    if metric == "memory" and against == "inputs":
+        return mine["extra"] / record["input_bytes"] if mine else None
     rival = record["fastest"].get({"fastest": "all"}.get(against, against), against)
     if rival not in implementations:
         return None
     if metric == "ratio":
         return record["ratios"][rival]["median"]
-    mine, theirs = implementations[ours]["memory"], implementations[rival]["memory"]
+    theirs = implementations[rival]["memory"]
     if metric == "memory":
         return mine["extra"] / theirs["extra"] if mine and theirs and theirs["extra"] else None
     raise ValueError(f'metric: expected "ratio", "limit" or "memory", got {metric!r}')
@@ -181,9 +190,12 @@ def one_line(record: Record) -> str:
     return ", ".join(parts)
 
 
-def operations(dtype: str) -> str:
-    """Unit of a rate: integer operations aren't FLOPs."""
-    return "GOP/s" if dtype == "int8" else "GFLOP/s"
+def rate_unit(record: Record) -> str:
+    """Unit of a rate: a scan's is in state updates, and integer operations aren't FLOPs."""
+    # A file of an earlier version has no updates.
+    if record.get("updates"):
+        return "G updates/s"
+    return "GOP/s" if record["dtype"] == "int8" else "GFLOP/s"
 
 
 def seconds(value: float) -> str:

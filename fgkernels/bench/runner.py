@@ -110,6 +110,10 @@ def run_worker(
         return json.loads(files["result"].read_text(encoding="utf-8"))
 
 
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
 def _sort_out(case: Case, settings: Settings) -> tuple[list[Implementation], dict[str, str]]:
     """The implementations to run, and name -> reason of those that can't be."""
     shape = case.tiny if settings.tiny else case.shape
@@ -118,9 +122,9 @@ def _sort_out(case: Case, settings: Settings) -> tuple[list[Implementation], dic
         if item.group == "peer" and not settings.peers or item.group == "compiled" and not settings.compile:
             continue
         reason = item.refuse(shape)
-        if reason is None and item.group == "peer" and settings.device != "cpu":
-            reason = "computes on the CPU"
-        if reason is None and item.module and importlib.util.find_spec(item.module) is None:
+        if reason is None and settings.device not in item.devices:
+            reason = f"computes on {', '.join(item.devices)} only"
+        if reason is None and item.module and not _installed(item.module):
             reason = f"{item.module} isn't installed"
         if reason:
             refused[item.name] = reason
@@ -175,7 +179,10 @@ def _add_memory(record: dict[str, Any], module: str, case: Case, settings: Setti
 def run(
     selected: list[tuple[str, Case]], settings: Settings, progress: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Measure all selected cases; ``progress`` gets one line before and one after each."""
+    """Measure all selected cases; ``progress`` gets one line before and one after each.
+
+    A case that requires a package is left out where that isn't installed, or where ``settings`` leave peers out.
+    """
     document = {
         "schema": results.SCHEMA,
         "environment": environment.collect(settings.device),
@@ -184,6 +191,9 @@ def run(
     }
     for index, (module, case) in enumerate(selected, 1):
         progress(f"[{index}/{len(selected)}] {case.family}/{case.name}: {case.title}")
+        if case.requires and not (settings.peers and _installed(case.requires)):
+            progress(f"    left out: it needs {case.requires}" + ("" if settings.peers else ", and peers are left out"))
+            continue
         record = run_case(module, case, settings)
         document["cases"].append(record)
         progress("    " + results.one_line(record))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ class Limits:
             self.problem = "too small: the cost of a call is measured"
             return
         try:
-            fma, read = device.probes(case, threads)
+            compute, read = device.probes(case, threads)
         except devices.NoLimits as error:
             self.problem = str(error)
             return
-        self.fma, self.read = fma(), read()
-        compute = case.flops(shape) / case.bytes(shape) >= self.fma / self.read
-        self.kind = "compute" if compute else "memory"
-        self.probes = {"limit": fma if compute else read}
+        self.fma, self.read = compute() if compute else None, read()
+        binds = compute is not None and case.work(shape) / case.bytes(shape) >= self.fma / self.read
+        self.kind = "compute" if binds else "memory"
+        self.probes = {"limit": compute if binds else read}
 
 
 def time_case(case: registry.Case, job: dict[str, Any], note: Callable[[str], None]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def time_case(case: registry.Case, job: dict[str, Any], note: Callable[[str], No
     with _grad_mode(case):
         note("reference")
         expected = case.reference(inputs)
-        verdicts, refused, calls = {}, {}, {}
+        verdicts, refused, calls, first = {}, {}, {}, {}
         for implementation in case.implementations:
             name = implementation.name
             if name not in job["names"]:
@@ -66,7 +67,10 @@ def time_case(case: registry.Case, job: dict[str, Any], note: Callable[[str], No
             note(name)
             try:
                 call = implementation.prepare(inputs)
+                start = time.perf_counter()
                 output = call()
+                if not implementation.compiles:
+                    first[name] = time.perf_counter() - start
             except Exception as error:  # whatever it raises is reported
                 refused[name] = _failure(error)
                 continue
@@ -77,7 +81,13 @@ def time_case(case: registry.Case, job: dict[str, Any], note: Callable[[str], No
             if verdict.passed:
                 calls[name] = call
         del expected
-        result: dict[str, Any] = {"gate": verdicts, "refused": refused, "timings": None}
+        operands = [value for name, value in inputs.items() if not name.startswith("grad")]
+        result: dict[str, Any] = {
+            "gate": verdicts,
+            "refused": refused,
+            "input_bytes": memory.tensor_bytes(operands),
+            "timings": None,
+        }
         if case.candidate.name not in calls:
             return result
         note("timing")
@@ -90,13 +100,14 @@ def time_case(case: registry.Case, job: dict[str, Any], note: Callable[[str], No
             min_rounds=job["min_rounds"],
             flush=device.flusher() if case.cache == "cold" else None,
             timer=device.time_calls,
+            known=first,
         )
     result["timings"] = {
         "seconds": timings.seconds,
         "limit": timings.probes.get("limit", []),
         "rounds": timings.rounds,
         "calls_per_sample": timings.repeats,
-        "warm_call": timings.warm_call,
+        "warm": timings.warm,
     }
     result["limits"] = {"kind": limits.kind, "fma": limits.fma, "read": limits.read, "problem": limits.problem}
     return result

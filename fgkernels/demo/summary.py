@@ -112,7 +112,7 @@ def bench_cells(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
             continue
         ratios = ", ".join(f"{name} {ratio:.2f}×" for name, ratio in row["ratios"].items())
         limit = f"{100 * row['of_limit']:.0f} % ({row['limit']})" if row["of_limit"] else "–"
-        rate = f"{row['rate']:.4g} GFLOP/s" if row["rate"] else "–"
+        rate = f"{row['rate']:.4g} {row['unit']}" if row["rate"] else "–"
         cells.append((row["title"], duration(row["seconds"]), rate, limit, ratios or "–"))
     return cells
 

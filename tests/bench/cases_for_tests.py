@@ -13,7 +13,7 @@ from fgkernels.bench.registry import Case, Implementation
 
 
 def _inputs(shape):
-    return {"x": torch.arange(shape["N"], dtype=torch.float32)}
+    return {"x": torch.arange(shape["N"], dtype=torch.float32), "grad": torch.ones(())}
 
 
 def _crash(inputs):

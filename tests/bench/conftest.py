@@ -37,9 +37,9 @@ def reading(case: registry.Case, slower: dict[str, float], rounds: int = 9, shar
     draw = random.Random(case.name)
     drift = [draw.uniform(1.0, 1.3) for _ in range(rounds)]
     fma, read = 120.0, 20.0
-    compute = case.flops(case.shape) / case.bytes(case.shape) >= fma / read
+    compute = case.work(case.shape) / case.bytes(case.shape) >= fma / read
     limit = fma if compute else read
-    work = case.flops(case.shape) if compute else case.bytes(case.shape)
+    work = case.work(case.shape) if compute else case.bytes(case.shape)
     ours = work / 1e9 / limit / share
     seconds = {}
     for position, item in enumerate(case.implementations):
@@ -50,12 +50,13 @@ def reading(case: registry.Case, slower: dict[str, float], rounds: int = 9, shar
     return {
         "gate": {name: {"passed": True, "errors": {"scores": 1e-7}, "problem": None} for name in seconds},
         "refused": {},
+        "input_bytes": 1 << 20,
         "timings": {
             "seconds": seconds,
             "limit": [] if case.overhead else [limit / change for change in drift],
             "rounds": rounds,
             "calls_per_sample": dict.fromkeys(seconds, 1),
-            "warm_call": True,
+            "warm": dict.fromkeys(seconds, True),
         },
         "limits": {
             "kind": None if case.overhead else "compute" if compute else "memory",

@@ -102,11 +102,12 @@ def test_the_limits_count_multiply_adds_and_bytes_both_ways(gpu, api, monkeypatc
     monkeypatch.setattr(torch, "matmul", timed_matmul)
     for dtype, expected in (("bfloat16", torch.bfloat16), ("float32", torch.float32), ("int8", torch.float32)):
         seen.clear()
-        compute, _ = gpu.probes(SimpleNamespace(dtype=dtype), threads=1)
+        compute, _ = gpu.probes(SimpleNamespace(dtype=dtype, probe=dtype), threads=1)
         assert compute() == pytest.approx(2 * 16**3 / 1e9 / 3e-3)
         assert set(seen) == {expected}
     monkeypatch.setattr(gpu, "time_calls", lambda call, repeats: (call(), 4e-3)[1])
-    _, traffic = gpu.probes(SimpleNamespace(dtype="float32"), threads=1)
+    compute, traffic = gpu.probes(SimpleNamespace(dtype="float32", probe="exp_fma"), threads=1)
+    assert compute is None
     assert traffic() == pytest.approx(2 * (1 << 12) / 1e9 / 4e-3)
 
 
@@ -169,7 +170,7 @@ def test_bars_are_judged_on_their_own_device():
 def test_packages_that_compute_on_the_cpu_are_left_out():
     case = next(case for _, case in registry.select(case=["maxsim-fp32"], device="cuda"))
     _, refused = _sort_out(case, Settings(threads=1, device="cuda"))
-    assert refused["maxsim-cpu"] == "computes on the CPU"
+    assert refused["maxsim-cpu"] == "computes on cpu only"
 
 
 def test_reports_name_the_gpu_and_who_served():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import html.parser
 import json
 import re
@@ -59,6 +60,50 @@ def test_bars_are_met_and_missed_by_their_numbers(document):
     assert not any(bar["met"] for record in slow["cases"] for bar in record["bars"] if bar["metric"] == "ratio")
     # Without torch.compile and peers the fastest is eager.
     assert _record(slow, "maxsim-fp32")["fastest"]["all"] == "eager einsum"
+
+
+def test_scans_are_judged_by_state_updates():
+    case = dataclasses.replace(CASES["maxsim-fp32"], probe="exp_fma", updates=lambda shape: 6_000_000)
+    raw = reading(case, {"eager": 4.0})
+    raw["limits"]["kind"] = "compute"
+    raw["timings"]["limit"] = [4.8] * 9
+    record = results.build_record(case, SETTINGS, raw)
+    seconds = results.ours(record)["seconds"]["median"]
+    assert results.ours(record)["rate"] == pytest.approx(6e-3 / seconds)
+    assert results.ours(record)["of_limit"]["median"] == pytest.approx(6e-3 / seconds / 4.8)
+    text = report.markdown({**_frame(), "cases": [record]})
+    assert " G updates/s |" in text and f"{100 * 6e-3 / seconds / 4.8:.0f} % of 4.8 G updates/s" in text
+    assert "0.006 G state updates" in page.html({**_frame(), "cases": [record]})
+
+
+def test_a_case_names_its_updates_exactly_where_they_are_its_work():
+    with pytest.raises(ValueError, match="updates: expected with probe"):
+        dataclasses.replace(CASES["maxsim-fp32"], probe="exp_fma")
+    with pytest.raises(ValueError, match="updates: expected with probe"):
+        dataclasses.replace(CASES["maxsim-fp32"], updates=lambda shape: 1)
+
+
+def test_a_slow_baseline_is_compared_with_our_times_of_its_own_rounds():
+    case = CASES["maxsim-fp32"]
+    raw = reading(case, {"eager": 4.0})
+    ours = raw["timings"]["seconds"]["fgkernels"]
+    raw["timings"]["seconds"]["eager einsum"] = [9 * ours[0], 11 * ours[1]]
+    record = results.build_record(case, SETTINGS, raw)
+    assert record["ratios"]["eager einsum"]["median"] == pytest.approx(10.0)
+    assert record["ratios"]["eager einsum"]["count"] == 2
+    assert record["ratios"]["eager matmul"]["count"] == 9
+
+
+@pytest.mark.parametrize(("extra", "met"), [(3 << 20, True), (4 << 20, False), (None, None)])
+def test_extra_memory_is_judged_by_the_size_of_the_inputs(extra, met):
+    case = dataclasses.replace(CASES["maxsim-fp32"], bars=(registry.Bar("memory", 3.0, "inputs"),))
+    record = results.build_record(case, SETTINGS, reading(case, {}))  # inputs of 1 MiB
+    if extra is not None:
+        results.ours(record)["memory"] = {"peak": extra, "returned": 0, "extra": extra}
+    results.judge(record, case, SETTINGS)
+    (bar,) = record["bars"]
+    assert bar["met"] is met
+    assert report.bar_text(bar).startswith("memory ≤ 3× the inputs: ")
 
 
 def test_a_wrong_baseline_is_named_and_a_wrong_candidate_fails_the_case():

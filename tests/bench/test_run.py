@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -45,6 +46,19 @@ def test_a_wrong_or_crashing_candidate_fails_without_timings(name, problem):
     record = runner.run_case(MODULE, CASES[name], FAST)
     assert record["status"] == "FAILED" and problem in record["problem"]
     assert record["implementations"] == {} and record["ratios"] == {}
+
+
+def test_a_case_that_needs_a_missing_package_is_left_out_and_said_so():
+    case = dataclasses.replace(CASES["right"], requires="a_module_that_is_not_there")
+    said: list[str] = []
+    assert runner.run([(MODULE, case)], FAST, said.append)["cases"] == []
+    assert "needs a_module_that_is_not_there" in said[-1]
+
+
+def test_inputs_are_counted_and_gradients_of_outputs_are_not():
+    case = CASES["right"]
+    raw = runner.run_worker("time", MODULE, case, [case.candidate], FAST)
+    assert raw["input_bytes"] == 4 * 1000
 
 
 def test_peers_and_compile_can_be_left_out():

@@ -49,7 +49,7 @@ def test_every_round_runs_all_once_then_the_probe(monkeypatch):
     assert log[6:] == ["a", "b", "probe", "b", "a", "probe", "a", "b", "probe"]
     assert timings.seconds == {"a": [1.0] * 3, "b": [1.0] * 3}
     assert timings.probes == {"limit": [7.0] * 3}
-    assert timings.rounds == 3 and not timings.warm_call
+    assert timings.rounds == 3 and timings.warm == {"a": False, "b": False}
 
 
 def test_cold_cache_flushes_before_each_timed_call(monkeypatch):
@@ -66,7 +66,35 @@ def test_warm_cache_precedes_short_calls_and_repeats_them(monkeypatch):
     monkeypatch.setattr(timing, "time_calls", lambda call, repeats: (log.append(f"timed {repeats}"), 1e-3)[1])
     timings = timing.measure({"a": lambda: log.append("warm")}, rounds=1)
     assert log[-2:] == ["warm", f"timed {round(timing.MIN_SAMPLE_SECONDS / 1e-3)}"]
-    assert timings.warm_call
+    assert timings.warm == {"a": True}
+
+
+def test_slow_calls_take_part_in_the_first_rounds_and_the_others_have_the_budget(monkeypatch):
+    clock = [0.0]
+    log: list[str] = []
+    taken = {"ours": 0.01, "slow": 41.0, "slower": 3.0}
+
+    def timed(call, repeats):
+        call()
+        return taken[log[-1]]
+
+    def call(name):
+        log.append(name)
+        clock[0] += taken[name]
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    calls = {name: (lambda name=name: call(name)) for name in taken}
+    timings = timing.measure(calls, budget=12.0, min_rounds=5, timer=timed, known={"slow": 40.0})
+    # The slow one isn't tried first, and one reading of the slower one is estimate enough.
+    assert log[:4] == ["ours", "ours", "ours", "slower"] and log.count("slow") == timing.SLOW_CALL_ROUNDS
+    assert {name: len(samples) for name, samples in timings.seconds.items()} == {"ours": 100, "slow": 2, "slower": 4}
+    assert timings.warm == {"ours": True, "slow": False, "slower": False}
+
+
+def test_a_fixed_number_of_rounds_holds_for_slow_calls_too(monkeypatch):
+    monkeypatch.setattr(timing, "time_calls", lambda call, repeats: 9.0)
+    timings = timing.measure({"a": lambda: None}, rounds=3)
+    assert timings.seconds == {"a": [9.0] * 3}
 
 
 def test_budget_bounds_the_rounds_but_not_below_the_minimum():

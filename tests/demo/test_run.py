@@ -170,6 +170,7 @@ def test_bench_rows_become_cells() -> None:
         "seconds": 0.0213,
         "ratios": {"torch eager": 4.321},
         "rate": 115.04,
+        "unit": "GFLOP/s",
         "of_limit": 0.912,
         "limit": "compute",
     }

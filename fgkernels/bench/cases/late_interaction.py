@@ -49,7 +49,9 @@ def _prepare_maxsim_cpu(inputs: Inputs) -> Call:
     return lambda: torch.stack([torch.from_numpy(maxsim_cpu.maxsim_scores(q, documents)) for q in queries])
 
 
-MAXSIM_CPU = Implementation("maxsim-cpu", "peer", _prepare_maxsim_cpu, refuse=_over_limit, module="maxsim_cpu")
+MAXSIM_CPU = Implementation(
+    "maxsim-cpu", "peer", _prepare_maxsim_cpu, refuse=_over_limit, module="maxsim_cpu", devices=("cpu",)
+)
 
 
 # Cases ----------------------------------------------------------------------------------------------------------------
