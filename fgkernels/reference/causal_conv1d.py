@@ -56,8 +56,7 @@ def causal_conv1d_update(
     arguments = update_operands(x, conv_state, weight, bias, cache_seqlens, conv_state_indices)
     check_update(_checks.raise_error, *arguments)
     check_no_gradient(*arguments)
-    if conv_state_indices is not None and not torch.compiler.is_compiling():
-        check_entries(conv_state_indices, conv_state.shape[0])
+    check_values(conv_state.shape[0], *arguments[4:])
     return update_core(*arguments, silu).reshape(x.shape)
 
 
@@ -262,14 +261,19 @@ def check_no_gradient(*tensors: Tensor | None) -> None:
         )
 
 
-def check_entries(indices: Tensor, entries: int) -> None:
-    """Rows of the state that a batch uses: in range and all different. Reads the values, so not while tracing."""
+def check_values(entries: int, cache_seqlens: Tensor | None, conv_state_indices: Tensor | None) -> None:
+    """Lengths are not negative, rows of the state in range and all different. Not while tracing: it reads them."""
+    if torch.compiler.is_compiling():
+        return
+    for i, length in enumerate([] if cache_seqlens is None else cache_seqlens.tolist()):
+        if length < 0:
+            raise ValueError(f"cache_seqlens: expected values >= 0, got {length} at position {i}")
     seen = set()
-    for i, entry in enumerate(indices.tolist()):
+    for i, entry in enumerate([] if conv_state_indices is None else conv_state_indices.tolist()):
         if not 0 <= entry < entries:
-            raise ValueError(f"conv_state_indices: expected entries in [0, E) = [0, {entries}), got {entry} at {i}")
+            raise ValueError(f"conv_state_indices: expected values in [0, {entries}), got {entry} at position {i}")
         if entry in seen:
-            raise ValueError(f"conv_state_indices: expected distinct entries, got {entry} twice")
+            raise ValueError(f"conv_state_indices: expected each value once, got {entry} again at position {i}")
         seen.add(entry)
 
 
