@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "checks.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace fgk::ops {
 namespace {
 
@@ -61,6 +64,10 @@ const char* dtype_name(ScalarType dtype) {
       return "int64";
     case ScalarType::Bool:
       return "bool";
+    case ScalarType::ComplexFloat:
+      return "complex64";
+    case ScalarType::ComplexDouble:
+      return "complex128";
     default:
       return torch::headeronly::toString(dtype);
   }
@@ -95,6 +102,19 @@ std::optional<DType> kernel_dtype(const Tensor& tensor) {
   }
 }
 
+DType check_float(const char* name, const Tensor& tensor) {
+  check_device(name, tensor);
+  const std::optional<DType> dtype = kernel_dtype(tensor);
+  check(dtype.has_value() && *dtype != DType::i8, name, ": expected dtype float32, float64, bfloat16 or float16, got ",
+        dtype_name(tensor));
+  return *dtype;
+}
+
+bool has_sizes(const Tensor& tensor, std::initializer_list<int64_t> sizes) {
+  if (tensor.dim() != static_cast<int64_t>(sizes.size())) return false;
+  return std::equal(sizes.begin(), sizes.end(), tensor.sizes().data());
+}
+
 Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
 
 Tensor dense_channels(const Tensor& tensor) {
@@ -111,13 +131,10 @@ int64_t span(const Tensor& tensor) {
   return last + 1;
 }
 
-Tensor empty(const int64_t* sizes, int64_t rank, ScalarType dtype, const Tensor& like) {
-  std::vector<int64_t> strides(static_cast<size_t>(rank));
-  int64_t stride = 1;
-  for (int64_t d = rank - 1; d >= 0; --d) {
-    strides[static_cast<size_t>(d)] = stride;
-    stride *= sizes[d] > 1 ? sizes[d] : 1;
-  }
+namespace {
+
+Tensor empty_strided(const int64_t* sizes, const std::vector<int64_t>& strides, ScalarType dtype, const Tensor& like) {
+  const int64_t rank = static_cast<int64_t>(strides.size());
   AtenTensorHandle handle = nullptr;
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(
@@ -125,8 +142,48 @@ Tensor empty(const int64_t* sizes, int64_t rank, ScalarType dtype, const Tensor&
   return Tensor(handle);
 }
 
+std::vector<int64_t> dense_strides(const int64_t* sizes, int64_t rank) {
+  std::vector<int64_t> strides(static_cast<size_t>(rank));
+  int64_t stride = 1;
+  for (int64_t d = rank - 1; d >= 0; --d) {
+    strides[static_cast<size_t>(d)] = stride;
+    stride *= sizes[d] > 1 ? sizes[d] : 1;
+  }
+  return strides;
+}
+
+}  // namespace
+
+Tensor empty(const int64_t* sizes, int64_t rank, ScalarType dtype, const Tensor& like) {
+  return empty_strided(sizes, dense_strides(sizes, rank), dtype, like);
+}
+
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
   return empty(sizes.begin(), static_cast<int64_t>(sizes.size()), dtype, like);
+}
+
+Tensor zeros(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like) {
+  Tensor tensor = empty(sizes, dtype, like);
+  fill_zero(tensor);
+  return tensor;
+}
+
+Tensor empty_dense_like(const Tensor& tensor) {
+  return empty(tensor.sizes().data(), tensor.dim(), tensor.scalar_type(), tensor);
+}
+
+Tensor empty_following(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  if (last < 1 || tensor.stride(last - 1) != 1 || tensor.stride(last) == 1) return empty_dense_like(tensor);
+  std::vector<int64_t> sizes(tensor.sizes().data(), tensor.sizes().data() + tensor.dim());
+  std::swap(sizes[sizes.size() - 2], sizes.back());
+  std::vector<int64_t> strides = dense_strides(sizes.data(), tensor.dim());
+  std::swap(strides[strides.size() - 2], strides.back());
+  return empty_strided(tensor.sizes().data(), strides, tensor.scalar_type(), tensor);
+}
+
+void fill_zero(Tensor tensor) {
+  if (tensor.numel() > 0) torch::stable::zero_(tensor);
 }
 
 }  // namespace fgk::ops

@@ -39,6 +39,11 @@ void check_device(const char* name, const Tensor& tensor, const char* first_name
 // float32, float64, bfloat16, float16 or int8; anything else is the caller's error.
 std::optional<DType> kernel_dtype(const Tensor& tensor);
 
+// The first tensor of a call: on the library's device, float32, float64, bfloat16 or float16.
+DType check_float(const char* name, const Tensor& tensor);
+
+bool has_sizes(const Tensor& tensor, std::initializer_list<int64_t> sizes);
+
 // The tensor itself when its last dimension is dense, else a contiguous copy.
 Tensor dense_channels(const Tensor& tensor);
 Tensor dense(const Tensor& tensor);
@@ -49,5 +54,15 @@ int64_t span(const Tensor& tensor);
 // Uninitialised and dense, on the device of `like`.
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like);
 Tensor empty(const int64_t* sizes, int64_t rank, ScalarType dtype, const Tensor& like);
+Tensor zeros(std::initializer_list<int64_t> sizes, ScalarType dtype, const Tensor& like);
+
+// Uninitialised, of the tensor's sizes and dtype: dense, in the order of its dimensions.
+Tensor empty_dense_like(const Tensor& tensor);
+
+// The same, but where the last dimension but one is the tensor's unit-stride one and the last is not, as in
+// channel-last memory, so it is here.
+Tensor empty_following(const Tensor& tensor);
+
+void fill_zero(Tensor tensor);
 
 }  // namespace fgk::ops

@@ -28,12 +28,8 @@ void write_to(DirectionOutput& out, Tensor& scores, Tensor* alignment) {
 void check_returned(const char* name, const Tensor& tensor, const char* first_name, const Tensor& first,
                     std::initializer_list<int64_t> sizes, bool legal_type, const char* types) {
   check_device(name, tensor, first_name, first);
-  bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
-  for (size_t d = 0; same && d < sizes.size(); ++d) {
-    same = tensor.size(static_cast<int64_t>(d)) == sizes.begin()[d];
-  }
-  check(same && legal_type, name, ": expected ", types, " ", shape(sizes), " as the forward returned it, got ",
-        dtype_name(tensor), " ", shape(tensor));
+  check(has_sizes(tensor, sizes) && legal_type, name, ": expected ", types, " ", shape(sizes),
+        " as the forward returned it, got ", dtype_name(tensor), " ", shape(tensor));
 }
 
 // What a backward is given for one direction. Gradients are read through their strides (an expanded one is never
@@ -81,7 +77,7 @@ PaddedCall padded_call(const Tensor& queries, const Tensor& documents, const Opt
   const char* letters = rerank ? "(Nq, K, Ld, D)" : paired ? "(N, Ld, D)" : "(Nd, Ld, D)";
   check(documents.dim() == 3 || (rerank && paired), "documents: expected ",
         paired ? "(N, Ld, D), or (Nq, K, Ld, D) to rerank" : "(Nd, Ld, D)", ", got ", shape(documents));
-  const DType query_type = check_float_tokens("queries", queries);
+  const DType query_type = check_float("queries", queries);
   const DType document_type =
       check_tokens_like("documents", documents, "queries", queries, true, scales.has_value(), letters);
   check(!paired || documents.size(0) == queries.size(0), "documents: expected ", letters, " with ",
@@ -148,7 +144,7 @@ PackedCall packed_call(const Tensor& queries, const Tensor& documents, const Ten
                        const Tensor& document_offsets, const OptionalTensor& scales, bool paired) {
   check(queries.dim() == 2, "queries: expected (Tq, D), got ", shape(queries));
   check(documents.dim() == 2, "documents: expected (Td, D), got ", shape(documents));
-  const DType query_type = check_float_tokens("queries", queries);
+  const DType query_type = check_float("queries", queries);
   const DType document_type =
       check_tokens_like("documents", documents, "queries", queries, true, scales.has_value(), "(Td, D)");
   check_per_token("document_scales", scales, "queries", queries, ScalarType::Float, "(Td,)", {documents.size(0)});
@@ -195,7 +191,7 @@ Tensor run_varlen(const PackedCall& call, bool mean, Tensor* alignment) {
 // Gradient of a one-direction call with respect to its queries (gather) or documents (scatter).
 Tensor run_maxsim_backward(const Side& queries, const Side& documents, const DirectionOutput& direction, bool mean,
                            int64_t paired, bool for_queries, const Tensor& like) {
-  Tensor gradient = empty(like.sizes().data(), like.dim(), like.scalar_type(), like);
+  Tensor gradient = empty_dense_like(like);
   LateInteractionBackward args;
   args.owner = for_queries ? queries.batch : documents.batch;
   args.other = for_queries ? documents.batch : queries.batch;
@@ -271,7 +267,7 @@ struct LateCall {
 LateCall late_call(const Tensor& a, const Tensor& b, const OptionalTensor& a_mask, const OptionalTensor& b_mask) {
   check(a.dim() == 3, "a: expected (Na, n, D), got ", shape(a));
   check(b.dim() == 3, "b: expected (Nb, m, D), got ", shape(b));
-  const DType a_type = check_float_tokens("a", a);
+  const DType a_type = check_float("a", a);
   const DType b_type = check_tokens_like("b", b, "a", a, false, false, "(Nb, m, D)");
   check_per_token("a_mask", a_mask, "a", a, ScalarType::Bool, "(Na, n)", {a.size(0), a.size(1)});
   check_per_token("b_mask", b_mask, "a", a, ScalarType::Bool, "(Nb, m)", {b.size(0), b.size(1)});
@@ -341,7 +337,7 @@ Tensor late_gradient(const Tensor& grad_ab, const Tensor& grad_ba, const Tensor&
   ba.score_x = grad_ba.stride(1);
   ba.score_y = grad_ba.stride(0);
   const Tensor& like = for_a ? a : b;
-  Tensor gradient = empty(like.sizes().data(), like.dim(), like.scalar_type(), like);
+  Tensor gradient = empty_dense_like(like);
   LateInteractionBackward args;
   args.owner = for_a ? call.a.batch : call.b.batch;
   args.other = for_a ? call.b.batch : call.a.batch;

@@ -33,14 +33,6 @@ std::vector<int64_t> read_offsets(const char* name, const Tensor& offsets, const
 
 }  // namespace
 
-DType check_float_tokens(const char* name, const Tensor& tokens) {
-  check_device(name, tokens);
-  const std::optional<DType> dtype = kernel_dtype(tokens);
-  check(dtype.has_value() && *dtype != DType::i8, name, ": expected dtype float32, float64, bfloat16 or float16, got ",
-        dtype_name(tokens));
-  return *dtype;
-}
-
 DType check_tokens_like(const char* name, const Tensor& tokens, const char* first_name, const Tensor& first,
                         bool int8_allowed, bool has_scales, const char* letters) {
   check_device(name, tokens, first_name, first);
@@ -63,12 +55,8 @@ void check_per_token(const char* name, const OptionalTensor& values, const char*
                      ScalarType dtype, const char* letters, std::initializer_list<int64_t> sizes) {
   if (!values) return;
   check_device(name, *values, first_name, first);
-  bool same = values->dim() == static_cast<int64_t>(sizes.size());
-  for (size_t d = 0; same && d < sizes.size(); ++d) {
-    same = values->size(static_cast<int64_t>(d)) == sizes.begin()[d];
-  }
-  check(same && values->scalar_type() == dtype, name, ": expected ", dtype_name(dtype), " ", letters, " = ",
-        shape(sizes), ", got ", dtype_name(*values), " ", shape(*values));
+  check(has_sizes(*values, sizes) && values->scalar_type() == dtype, name, ": expected ", dtype_name(dtype), " ",
+        letters, " = ", shape(sizes), ", got ", dtype_name(*values), " ", shape(*values));
 }
 
 void attach_mask(Side& side, const OptionalTensor& mask) {

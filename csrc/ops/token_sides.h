@@ -17,8 +17,6 @@ struct Side {
   OptionalTensor device_offsets;      // elsewhere
 };
 
-DType check_float_tokens(const char* name, const Tensor& tokens);
-
 // The second side of a call: dtype and channels like the first, or int8 with scales.
 DType check_tokens_like(const char* name, const Tensor& tokens, const char* first_name, const Tensor& first,
                         bool int8_allowed, bool has_scales, const char* letters);
