@@ -41,6 +41,13 @@ def expect(condition: bool, error: type[Exception], message: Callable[[], str]) 
     torch._check(condition, message)
 
 
+def empty_following(tensor: Tensor) -> Tensor:
+    """Output like `tensor` (..., C, L) of the operators on sequences: channel-last where it is, else contiguous."""
+    if tensor.dim() > 1 and tensor.stride(-1) != 1 and tensor.stride(-2) == 1:
+        return tensor.new_empty((*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2])).transpose(-1, -2)
+    return tensor.new_empty(tensor.shape)
+
+
 def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     """Attaches a gradient: `setup_context(ctx, inputs, output)` and `backward(ctx, *grads) -> one gradient per input`.
 
@@ -92,6 +99,29 @@ def no_double_backward(function: str, *names: str) -> None:
 
     for name in names:
         autograd(name, backward, lambda ctx, inputs, output: None)
+
+
+def in_place(name: str, written: Sequence[int], refuse: Callable[..., None]) -> None:
+    """An operator that writes its arguments at the positions `written` and has no gradient.
+
+    `refuse(*tensors)` raises where one would have to be kept. Autograd learns that the written tensors have changed.
+    """
+    if _LIBRARY is None:
+        return
+    op = _library.op(name)
+
+    def autograd_kernel(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        refuse(*(arg for arg in args if isinstance(arg, Tensor)))
+        return op.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+    def version_kernel(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        for i in written:
+            torch.autograd.graph.increment_version(args[i])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return op.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *args)
+
+    _LIBRARY.impl(name, autograd_kernel, "Autograd", with_keyset=True)
+    _LIBRARY.impl(name, version_kernel, "ADInplaceOrView", with_keyset=True)
 
 
 def autocast(*names: str, cast: Sequence[int]) -> None:

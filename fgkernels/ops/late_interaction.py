@@ -8,24 +8,17 @@ forward-only operator, whose call costs a quarter of one with autograd attached.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import _backend
 from ..reference import _checks
 from ..reference import late_interaction as reference
 from . import _late_interaction_rules as _rules  # noqa: F401  (registers fake kernels, autograd, autocast and vmap)
 from . import _library
+from ._calls import differentiated, reference_call, runs_operators
 
 __all__ = ["late_interaction", "maxsim", "maxsim_varlen", "quantize_documents"]
-
-# Looked up once: every call asks both.
-_is_grad_enabled = torch.is_grad_enabled
-_in_functorch = torch._C._are_functorch_transforms_active
 
 _maxsim = _library.op("maxsim")
 _maxsim_fwd = _library.op("maxsim_fwd")
@@ -90,24 +83,16 @@ def maxsim(
     """
     if reduction not in ("sum", "mean") or padding not in ("exclude", "zero"):
         _raise_bad_option(reduction, padding)
-    if not (
-        isinstance(queries, Tensor)
-        and isinstance(documents, Tensor)
-        and (
-            (_backend.native_cpu and queries.is_cpu and documents.is_cpu)
-            or _backend.has_kernels("maxsim", queries, documents)
-        )
-        and forward_ad._current_level < 0
-    ):
-        return _reference_call(
-            reference.maxsim, (queries, documents, query_mask, document_mask),
+    if not runs_operators("maxsim", queries, documents):
+        return reference_call(
+            reference.maxsim, queries, documents, query_mask, document_mask,
             reduction=reduction, padding=padding, paired=paired, document_scales=document_scales,
             return_alignment=return_alignment,
         )  # fmt: skip
     if document_scales is not None:
         _checks.check_no_scale_gradient(document_scales)
     mean, zero, paired = reduction == "mean", padding == "zero", paired or documents.dim() == 4
-    if not return_alignment and not _differentiated(queries, documents):
+    if not return_alignment and not differentiated(queries, documents):
         return _maxsim_fwd(queries, documents, query_mask, document_mask, document_scales, mean, zero, paired)
     scores, alignment = _maxsim(
         queries, documents, query_mask, document_mask, document_scales, mean, zero, paired
@@ -150,18 +135,13 @@ def late_interaction(
     """
     if reduction not in ("sum", "mean") or padding not in ("exclude", "zero"):
         _raise_bad_option(reduction, padding)
-    if not (
-        isinstance(a, Tensor)
-        and isinstance(b, Tensor)
-        and ((_backend.native_cpu and a.is_cpu and b.is_cpu) or _backend.has_kernels("late_interaction", a, b))
-        and forward_ad._current_level < 0
-    ):
-        return _reference_call(
-            reference.late_interaction, (a, b, a_mask, b_mask),
+    if not runs_operators("late_interaction", a, b):
+        return reference_call(
+            reference.late_interaction, a, b, a_mask, b_mask,
             reduction=reduction, padding=padding, return_alignment=return_alignment,
         )  # fmt: skip
     mean, zero = reduction == "mean", padding == "zero"
-    if not return_alignment and not _differentiated(a, b):
+    if not return_alignment and not differentiated(a, b):
         return _late_interaction_fwd(a, b, a_mask, b_mask, mean, zero)
     scores_ab, scores_ba, alignment_ab, alignment_ba = _late_interaction(a, b, a_mask, b_mask, mean, zero)
     if return_alignment:
@@ -218,21 +198,15 @@ def maxsim_varlen(
         documents, document_offsets = _packed("document", documents, document_offsets)
     elif document_offsets is None:
         raise ValueError("document_offsets: expected (Nd + 1,) with packed documents (Td, D), got None")
-    if not (
-        (
-            (_backend.native_cpu and queries.is_cpu and documents.is_cpu)
-            or _backend.has_kernels("maxsim_varlen", queries, documents)
-        )
-        and forward_ad._current_level < 0
-    ):
-        return _reference_call(
-            reference.maxsim_varlen, (queries, documents, query_offsets, document_offsets),
+    if not runs_operators("maxsim_varlen", queries, documents):
+        return reference_call(
+            reference.maxsim_varlen, queries, documents, query_offsets, document_offsets,
             reduction=reduction, paired=paired, document_scales=document_scales, return_alignment=return_alignment,
         )  # fmt: skip
     if document_scales is not None:
         _checks.check_no_scale_gradient(document_scales)
     args = (queries, documents, query_offsets, document_offsets, document_scales, reduction == "mean", paired)
-    if not return_alignment and not _differentiated(queries, documents):
+    if not return_alignment and not differentiated(queries, documents):
         return _maxsim_varlen_fwd(*args)
     scores, alignment = _maxsim_varlen(*args)
     return (scores, alignment.to(torch.int64)) if return_alignment else scores
@@ -253,11 +227,6 @@ def quantize_documents(documents: Tensor) -> tuple[Tensor, Tensor]:
     """
     _checks.check_tensor("documents", documents)
     return reference.quantize_documents(documents)
-
-
-def _differentiated(left: Tensor, right: Tensor) -> bool:
-    """Whether autograd must see the call. Inside torch.func transforms requires_grad may read False, so they count."""
-    return (_is_grad_enabled() and (left.requires_grad or right.requires_grad)) or _in_functorch()
 
 
 def _raise_bad_option(reduction: str, padding: str) -> None:
@@ -282,12 +251,3 @@ def _packed(side: str, tokens: Tensor, offsets: Tensor | None) -> tuple[Tensor, 
             )
         tokens = tokens.contiguous()
     return tokens.values(), tokens.offsets()
-
-
-def _reference_call(function: Callable, tensors: tuple[Any, ...], **options: Any) -> Any:
-    """The call on the reference back end; an error where a back end without forward-mode derivatives was chosen."""
-    if forward_ad._current_level >= 0 and _backend.forced() and isinstance(tensors[0], Tensor):
-        served = _backend.resolve(function.__name__, tensors[0].device.type)
-        if served != "reference":
-            raise RuntimeError(f'{function.__name__}: back end "{served}" has no forward-mode derivatives')
-    return function(*tensors, **options)
