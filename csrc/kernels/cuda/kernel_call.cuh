@@ -2,6 +2,7 @@
 // The host's side of one call of an operator, whatever its family.
 #pragma once
 
+#include "../common/types.h"
 #include "context.h"
 #include "device.cuh"
 
@@ -25,6 +26,21 @@ class KernelCall {
   const Context& context_;
   dev::Buffers buffers_;
 };
+
+// body(T()) for the type T of tokens or sequences.
+template <class Body>
+void with_type(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::f64:
+      return body(double());
+    case DType::f32:
+      return body(float());
+    case DType::bf16:
+      return body(dev::bf16());
+    default:
+      return body(dev::f16());
+  }
+}
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -63,31 +63,13 @@ void check_sizes(const TokenBatch& a, const TokenBatch& b) {
 void late_interaction_forward(const LateInteractionForward& args, const Context& context) {
   check_sizes(args.a, args.b);
   if (args.a.batch == 0 || args.b.batch == 0) return;
-  switch (args.a.dtype) {
-    case DType::f64:
-      return forward<double>(args, context);
-    case DType::f32:
-      return forward<float>(args, context);
-    case DType::bf16:
-      return forward<dev::bf16>(args, context);
-    default:
-      return forward<dev::f16>(args, context);
-  }
+  with_type(args.a.dtype, [&](auto type) { forward<decltype(type)>(args, context); });
 }
 
 void late_interaction_backward(const LateInteractionBackward& args, const Context& context) {
   check_sizes(args.owner, args.other);
   if (args.owner.total_tokens == 0 || args.owner.dim == 0) return;
-  switch (args.owner.dtype) {
-    case DType::f64:
-      return backward<double>(args, context);
-    case DType::f32:
-      return backward<float>(args, context);
-    case DType::bf16:
-      return backward<dev::bf16>(args, context);
-    default:
-      return backward<dev::f16>(args, context);
-  }
+  with_type(args.owner.dtype, [&](auto type) { backward<decltype(type)>(args, context); });
 }
 
 }  // namespace fgk::cuda

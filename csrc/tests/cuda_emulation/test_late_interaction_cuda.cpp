@@ -3,63 +3,27 @@
 // precision. The shapes are small but reach every path: blocks of one, four and eight slots, several samples per block
 // and several blocks per sample, rows that stay in shared memory and rows that are streamed, two and three stages,
 // tiles that end anywhere, aligned and unaligned tokens, packed schedules.
-#include <memory>
-
 #include "../late_interaction_shared_tests.h"
-#include "emulation.h"
+#include "kernel_test.h"
 #include "kernels/cuda/late_interaction.h"
 
 namespace late_interaction_cases {
 namespace {
 
-using emulation::Order;
-
-struct Scratch {
-  std::vector<std::unique_ptr<std::vector<uint64_t>>> pieces;
-
-  cuda::Context context() {
-    cuda::Context context;
-    context.owner = this;
-    context.scratch = [](void* owner, int64_t bytes) -> void* {
-      auto& all = static_cast<Scratch*>(owner)->pieces;
-      all.push_back(std::make_unique<std::vector<uint64_t>>(static_cast<size_t>(bytes + 15) / 8 + 1));
-      void* start = all.back()->data();
-      return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(start) + 15) / 16 * 16);
-    };
-    return context;
-  }
-};
-
-void check_all_written() {
-  for (const emulation::Output& output : emulation::last_outputs()) {
-    const bool scratch = output.name != "scores" && output.name != "alignment" && output.name != "gradient";
-    if (scratch || output.unwritten.empty()) continue;
-    check::fail(__FILE__, __LINE__) << output.name << ": element " << output.unwritten[0] << " of " << output.count
-                                    << " was never written\n";
-  }
-}
+using kernel_test::check_all_written;
+using kernel_test::in_every_order;
+using kernel_test::Scratch;
 
 void run_forward(const LateInteractionForward& args) {
   Scratch scratch;
   cuda::late_interaction_forward(args, scratch.context());
-  if (args.a.batch > 0 && args.b.batch > 0) check_all_written();
+  if (args.a.batch > 0 && args.b.batch > 0) check_all_written(scratch);
 }
 
 void run_backward(const LateInteractionBackward& args) {
   Scratch scratch;
   cuda::late_interaction_backward(args, scratch.context());
-  if (args.owner.total_tokens > 0 && args.owner.dim > 0) check_all_written();
-}
-
-// Runs a body in each order of blocks and threads.
-template <class Body>
-void in_every_order(const Body& body) {
-  for (const Order order : {Order::fifo, Order::lifo, Order::random}) {
-    emulation::set_options({order, 7, true});
-    std::mt19937 random(static_cast<unsigned>(order) + 1);
-    body(random);
-  }
-  emulation::reset_options();
+  if (args.owner.total_tokens > 0 && args.owner.dim > 0) check_all_written(scratch);
 }
 
 std::vector<int64_t> equal(int64_t samples, int64_t length) {
