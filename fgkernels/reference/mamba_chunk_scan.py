@@ -11,7 +11,9 @@ states have the accumulation type: float64 for float64 sequences, else float32.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -50,8 +52,9 @@ def mamba_chunk_scan_combined(
     arguments = operands(x, dt, A, B, C, D, z, dt_bias, initial_states)
     seq_idx = numbered(arguments[0], seq_idx, cu_seqlens)
     check_forward(_checks.raise_error, *arguments, seq_idx)
-    states: list[Tensor] | None = [] if return_varlen_states else None
-    out, final_states, _ = forward_core(*arguments, seq_idx, dt_softplus, dt_min, dt_max, states=states)
+    states: list[Tensor] = []
+    recur = functools.partial(one_by_one, states=states) if return_varlen_states else None
+    out, final_states = forward_core(*arguments, seq_idx, dt_softplus, dt_min, dt_max, recur)
     outputs = [checks.to(out, x.dtype)]
     if return_final_states:
         outputs.append(final_states)
@@ -77,35 +80,56 @@ def forward_core(
     dt_softplus: bool,
     dt_min: float,
     dt_max: float,
-    states: list[Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, final_states, checkpoints) of the op `mamba_chunk_scan`; `states` receives the state before each step."""
+    recur: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The op `mamba_chunk_scan_fwd`: out and final_states. `recur` may run the steps otherwise than `one_by_one`."""
     dtype = checks.accumulation_dtype(x.dtype)
-    heads, groups = x.shape[2], B.shape[2]
     values, steps = x.to(dtype), step_sizes(dt.to(dtype), dt_bias, dt_softplus, dt_min, dt_max)
-    B, C = (by_head(value.to(dtype), heads, groups) for value in (B, C))
-    decay = (steps * A).exp()
+    B, C = (by_head(value.to(dtype), x.shape[2], B.shape[2]) for value in (B, C))
     state = initial_states
     if state is None:
-        state = values.new_zeros((x.shape[0], heads, x.shape[3], B.shape[3]))
+        state = values.new_zeros((x.shape[0], x.shape[2], x.shape[3], B.shape[3]))
     resets = None if seq_idx is None else starts(seq_idx)
-    rows, kept = [], []
-    for t in range(x.shape[1]):
-        if t % CHECKPOINT_STEPS == 0:
-            kept.append(state)
+    y, state = (recur or one_by_one)(state, resets, (steps * A).exp(), steps.unsqueeze(-1) * values, B, C)
+    if D is not None:
+        y = y + (D if D.dim() == 2 else D.unsqueeze(-1)) * values
+    if z is not None:
+        y = y * F.silu(z.to(dtype))
+    return y.to(x.dtype), state
+
+
+def one_by_one(
+    state: Tensor,
+    resets: Tensor | None,
+    decay: Tensor,
+    inputs: Tensor,
+    B: Tensor,
+    C: Tensor,
+    states: list[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """y and the last state from decay (B, L, H), inputs (B, L, H, P), B and C (B, L, H, N).
+
+    `states` receives the state before each step and the last one.
+    """
+    rows = []
+    for t in range(inputs.shape[1]):
         if states is not None:
             states.append(state)
-        if resets is not None:
-            state = torch.where(resets[:, t, None, None, None], 0, state)
-        inputs = (steps[:, t].unsqueeze(-1) * values[:, t]).unsqueeze(-1) * B[:, t].unsqueeze(-2)
-        state = decay[:, t, :, None, None] * state + inputs
-        rows.append((state * C[:, t].unsqueeze(-2)).sum(-1))
+        state, y = step(state, None if resets is None else resets[:, t], decay[:, t], inputs[:, t], B[:, t], C[:, t])
+        rows.append(y)
     if states is not None:
         states.append(state)
-    # torch.stack takes no empty list.
-    out = torch.stack(rows, 1) if rows else values
-    checkpoints = torch.stack(kept, 1) if kept else state.unsqueeze(1)[:, :0]
-    return finish(out, values, D, z).to(x.dtype), state, checkpoints
+    return (torch.stack(rows, 1) if rows else inputs), state
+
+
+def step(
+    state: Tensor, reset: Tensor | None, decay: Tensor, inputs: Tensor, B: Tensor, C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """State (B, H, P, N) after one step, and y (B, H, P)."""
+    if reset is not None:
+        state = torch.where(reset[:, None, None, None], 0, state)
+    state = decay[:, :, None, None] * state + inputs.unsqueeze(-1) * B.unsqueeze(-2)
+    return state, (state * C.unsqueeze(-2)).sum(-1)
 
 
 def step_sizes(dt: Tensor, dt_bias: Tensor | None, dt_softplus: bool, dt_min: float, dt_max: float) -> Tensor:
@@ -125,13 +149,6 @@ def by_head(projection: Tensor, heads: int, groups: int) -> Tensor:
 def starts(seq_idx: Tensor) -> Tensor:
     """bool (B, L): where the state counts as zero before the step. An initial state belongs to sequence 0."""
     return seq_idx != F.pad(seq_idx[:, :-1], (1, 0))
-
-
-def finish(out: Tensor, x: Tensor, D: Tensor | None, z: Tensor | None) -> Tensor:
-    """Skip connection and gate."""
-    if D is not None:
-        out = out + (D if D.dim() == 2 else D.unsqueeze(-1)) * x
-    return out if z is None else out * F.silu(z.to(out.dtype))
 
 
 # --- shared with the compiled operators' public function --------------------------------------------------------------
