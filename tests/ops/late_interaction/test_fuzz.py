@@ -4,13 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
-
-import hypothesis
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,6 +13,7 @@ import fgkernels
 from fgkernels.ops import _library
 from fgkernels.reference import late_interaction as reference
 
+from ..common import drawn, threads
 from .cases import FLOATS, LAYOUTS, generator, lay_out
 
 pytestmark = pytest.mark.compiled
@@ -50,43 +46,6 @@ def masks(draw: st.DrawFn, shape: tuple[int, ...]) -> Tensor | None:
         return None
     source = generator(draw(st.integers(0, 2**16)))
     return torch.rand(shape, generator=source) < draw(st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
-
-
-def drawn(strategy: st.SearchStrategy) -> Callable:
-    """Decorator: a test of every implementation with hypothesis' examples of `strategy`.
-
-    Simulated GPU kernels get a tenth of the examples, since one takes them as long as a hundred of the CPU's.
-    """
-
-    def decorate(check: Callable) -> Callable:
-        def test(implementation) -> None:
-            examples = hypothesis.settings.default.max_examples
-            if implementation.simulated:
-                examples = max(examples // 10, 5)
-
-            def example(value: Any) -> None:
-                check(implementation, value)
-
-            example.__qualname__ = f"{check.__qualname__}[{implementation.name}]"
-            hypothesis.settings(max_examples=examples)(given(strategy)(example))()
-
-        test.__name__, test.__doc__ = check.__name__, check.__doc__
-        return test
-
-    return decorate
-
-
-class threads:
-    """Thread count of one example; GPU kernels have none."""
-
-    def __init__(self, data: st.DataObject, implementation) -> None:
-        self.count = data.draw(st.integers(1, 2)) if implementation.is_cpu_build else 1
-
-    def __enter__(self) -> None:
-        torch.set_num_threads(self.count)
-
-    def __exit__(self, *exception: object) -> None:
-        torch.set_num_threads(1)
 
 
 def assert_same(function: str, arguments: tuple, options: dict) -> None:
