@@ -14,6 +14,8 @@ kernel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -93,12 +95,14 @@ def selective_scan_core(
     delta_bias: Tensor | None,
     initial_state: Tensor | None,
     delta_softplus: bool,
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, last_state, checkpoints) of the op `selective_scan`."""
+    """(out, last_state, checkpoints) of the op `selective_scan`; `run` may run the steps otherwise than `scan`."""
     dtype = A.dtype
     batch, channels, _ = u.shape
     state = A.new_zeros(batch, channels, A.shape[1]) if initial_state is None else initial_state
-    y, last_state, checkpoints = scan(u.to(dtype), time_steps(delta, delta_bias, delta_softplus, dtype), A, B, C, state)
+    dt = time_steps(delta, delta_bias, delta_softplus, dtype)
+    y, last_state, checkpoints = (run or scan)(u.to(dtype), dt, A, B, C, state)
     if D is not None:
         y = y + D.unsqueeze(-1) * u.to(dtype)
     return gated(y, z).to(u.dtype), last_state, checkpoints.unsqueeze(1)

@@ -11,7 +11,7 @@ The sequences of all directions are materialised here, which the fused kernels a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -99,8 +99,12 @@ def selective_scan_2d_core(
     table: Tensor,
     delta_softplus: bool,
     ordered: bool,
+    run: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, checkpoints) of the op `selective_scan_2d`: one scan whose channels are those of all directions."""
+    """(out, checkpoints) of the op `selective_scan_2d`: one scan whose channels are those of all directions.
+
+    `run` may run the steps otherwise than `scan`.
+    """
     dtype = A.dtype
     batch, directions, channels, length = delta.shape
     if x.dim() == 3:
@@ -113,7 +117,7 @@ def selective_scan_2d_core(
     if A.dim() == 2:
         A = A.expand(directions, -1, -1)
     u, dt, A = u.flatten(1, 2), dt.flatten(1, 2), A.flatten(0, 1)
-    y, _, checkpoints = scan(u, dt, A, B, C, A.new_zeros(batch, *A.shape))
+    y, _, checkpoints = (run or scan)(u, dt, A, B, C, A.new_zeros(batch, *A.shape))
     y, u = y.unflatten(1, (directions, channels)), u.unflatten(1, (directions, channels))
     if D is not None:
         y = y + D.unsqueeze(-1) * u
