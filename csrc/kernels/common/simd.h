@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The SIMD vector of one ISA level: F32 and F64 with W lanes each, an index vector of the same lane width, and masks.
-// larger(a, b) is b where the two are equal or b is NaN; a is never NaN there. at_least and at_most keep a NaN in a.
-// Include it only from *_isa.cpp files, which are compiled once per level with FGK_ISA_NS naming the level.
+// larger(a, b) is b where the two are equal or b is NaN; a is never NaN there. at_least and at_most keep a NaN in a;
+// round is to the nearest integer, ties to even. Include it only from *_isa.cpp files, which are compiled once per
+// level with FGK_ISA_NS naming the level.
 #pragma once
 
 #include <cmath>
@@ -42,7 +43,7 @@ struct F32 {
   static FGK_INLINE Reg abs(Reg a) { return _mm512_abs_ps(a); }
   static FGK_INLINE Reg at_least(Reg a, Reg low) { return _mm512_max_ps(low, a); }
   static FGK_INLINE Reg at_most(Reg a, Reg high) { return _mm512_min_ps(high, a); }
-  static FGK_INLINE Reg floor(Reg a) { return _mm512_roundscale_ps(a, 0x01 | 0x08); }
+  static FGK_INLINE Reg round(Reg a) { return _mm512_roundscale_ps(a, 0x08); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) { return static_cast<Mask>(n >= W ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1); }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
@@ -77,7 +78,7 @@ struct F64 {
   static FGK_INLINE Reg abs(Reg a) { return _mm512_abs_pd(a); }
   static FGK_INLINE Reg at_least(Reg a, Reg low) { return _mm512_max_pd(low, a); }
   static FGK_INLINE Reg at_most(Reg a, Reg high) { return _mm512_min_pd(high, a); }
-  static FGK_INLINE Reg floor(Reg a) { return _mm512_roundscale_pd(a, 0x01 | 0x08); }
+  static FGK_INLINE Reg round(Reg a) { return _mm512_roundscale_pd(a, 0x08); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_pd(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) { return static_cast<Mask>(n >= W ? 0xFF : n <= 0 ? 0 : (1u << n) - 1); }
   static FGK_INLINE Mask greater(Reg a, Reg b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
@@ -116,7 +117,7 @@ struct F32 {
   static FGK_INLINE Reg abs(Reg a) { return _mm256_andnot_ps(set1(-0.0f), a); }
   static FGK_INLINE Reg at_least(Reg a, Reg low) { return _mm256_max_ps(low, a); }
   static FGK_INLINE Reg at_most(Reg a, Reg high) { return _mm256_min_ps(high, a); }
-  static FGK_INLINE Reg floor(Reg a) { return _mm256_floor_ps(a); }
+  static FGK_INLINE Reg round(Reg a) { return _mm256_round_ps(a, 0x08); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -160,7 +161,7 @@ struct F64 {
   static FGK_INLINE Reg abs(Reg a) { return _mm256_andnot_pd(set1(-0.0), a); }
   static FGK_INLINE Reg at_least(Reg a, Reg low) { return _mm256_max_pd(low, a); }
   static FGK_INLINE Reg at_most(Reg a, Reg high) { return _mm256_min_pd(high, a); }
-  static FGK_INLINE Reg floor(Reg a) { return _mm256_floor_pd(a); }
+  static FGK_INLINE Reg round(Reg a) { return _mm256_round_pd(a, 0x08); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_pd(a, b, c); }
   static FGK_INLINE Mask first_lanes(int n) {
     return _mm256_castsi256_pd(_mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3)));
@@ -206,7 +207,7 @@ struct F32 {
   static FGK_INLINE Reg abs(Reg a) { return vabsq_f32(a); }
   static FGK_INLINE Reg at_least(Reg a, Reg low) { return vmaxq_f32(low, a); }
   static FGK_INLINE Reg at_most(Reg a, Reg high) { return vminq_f32(high, a); }
-  static FGK_INLINE Reg floor(Reg a) { return vrndmq_f32(a); }
+  static FGK_INLINE Reg round(Reg a) { return vrndnq_f32(a); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f32(c, a, b); }
   static FGK_INLINE Mask first_lanes(int n) {
     const int32_t lanes[4] = {0, 1, 2, 3};
@@ -242,7 +243,7 @@ struct F64 {
   static FGK_INLINE Reg abs(Reg a) { return vabsq_f64(a); }
   static FGK_INLINE Reg at_least(Reg a, Reg low) { return vmaxq_f64(low, a); }
   static FGK_INLINE Reg at_most(Reg a, Reg high) { return vminq_f64(high, a); }
-  static FGK_INLINE Reg floor(Reg a) { return vrndmq_f64(a); }
+  static FGK_INLINE Reg round(Reg a) { return vrndnq_f64(a); }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return vfmaq_f64(c, a, b); }
   static FGK_INLINE Mask first_lanes(int n) {
     const int64_t lanes[2] = {0, 1};
@@ -292,11 +293,10 @@ struct Portable {
   static FGK_INLINE Reg at_least(Reg a, Reg low) { return low > a ? low : a; }
   static FGK_INLINE Reg at_most(Reg a, Reg high) { return high < a ? high : a; }
   // For |a| below 2^22 (2^51): adding and taking away a power of two rounds to an integer.
-  static FGK_INLINE Reg floor(Reg a) {
+  static FGK_INLINE Reg round(Reg a) {
     const S magic = sizeof(S) == 4 ? S(12582912) : S(6755399441055744);
-    Reg whole = a + magic;
-    whole = whole - magic;
-    return whole > a ? whole - 1 : whole;
+    const Reg sum = a + magic;
+    return sum - magic;
   }
   static FGK_INLINE Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   static FGK_INLINE Mask first_lanes(int n) {

@@ -24,18 +24,23 @@ FGK_INLINE typename V::Reg polynomial(const double (&coefficients)[N], typename 
   return sum;
 }
 
-// 2^x on [0, 1], exact at both ends so that a long product of numbers just below 1 has no drift.
+// 2^x on [-1/2, 1/2], exact at 0 so that a long product of numbers just below 1 has no drift.
 template <class V>
 FGK_INLINE typename V::Reg exp2_fraction(typename V::Reg x) {
   if constexpr (sizeof(typename V::Scalar) == 4) {
-    constexpr double c[] = {0.0018793188013307277, 0.00899099471573467, 0.05581867628351221,
-                            0.2401592713586006,    0.6931517388408218,  1.0};
+    constexpr double c[] = {0.00015594681498891932859,
+                            0.0013406644096453615607,
+                            0.009617692969866439498,
+                            0.055503105508061763296,
+                            0.24022652782888526124,
+                            0.69314721496799869271,
+                            1};
     return polynomial<V>(c, x);
   } else {
-    constexpr double c[] = {6.2731918764010620855e-10, 6.554518549762926085e-09,  1.0254321701085239801e-07,
-                            1.3208229327470789164e-06, 1.5253185635198777891e-05, 0.00015403511792984997918,
-                            0.0013333558645587759595,  0.0096181290992458697703,  0.055504108665635300268,
-                            0.24022650695906155871,    0.69314718055994595236,    1.0};
+    constexpr double c[] = {4.0780822108727436496e-10, 7.0725705971669546838e-09, 1.0180647594355953259e-07,
+                            1.3215442674393315654e-06, 1.5252727385347299827e-05, 0.00015403530441573538823,
+                            0.0013333558153439790082,  0.0096181291076070010021,  0.055504108664790392791,
+                            0.24022650695910097163,    0.69314718055994573032,    1};
     return polynomial<V>(c, x);
   }
 }
@@ -46,13 +51,12 @@ FGK_INLINE typename V::Reg exp2_fraction(typename V::Reg x) {
 FGK_INLINE F32::Reg scale(F32::Reg x, F32::Reg n, F32) { return _mm512_scalef_ps(x, n); }
 FGK_INLINE F64::Reg scale(F64::Reg x, F64::Reg n, F64) { return _mm512_scalef_pd(x, n); }
 
-constexpr int kFromFloor = 0x01 | 0x08;  // of a reduction: x - floor(x), without exceptions
-
+// Without the special case that x - round(x) would make of infinity.
 FGK_INLINE F32::Reg exp2(F32::Reg x, F32) {
-  return _mm512_scalef_ps(exp2_fraction<F32>(_mm512_reduce_ps(x, kFromFloor)), x);
+  return _mm512_scalef_ps(exp2_fraction<F32>(_mm512_reduce_ps(x, 0x08)), F32::round(x));
 }
 FGK_INLINE F64::Reg exp2(F64::Reg x, F64) {
-  return _mm512_scalef_pd(exp2_fraction<F64>(_mm512_reduce_pd(x, kFromFloor)), x);
+  return _mm512_scalef_pd(exp2_fraction<F64>(_mm512_reduce_pd(x, 0x08)), F64::round(x));
 }
 
 #else
@@ -76,7 +80,7 @@ FGK_INLINE typename V::Reg power_of_two(typename V::Reg n) {
 // x 2^n for whole n whose half is in the range of normal numbers' exponents.
 template <class V>
 FGK_INLINE typename V::Reg scale(typename V::Reg x, typename V::Reg n, V) {
-  const typename V::Reg half = V::floor(V::mul(n, constant<V>(0.5)));
+  const typename V::Reg half = V::round(V::mul(n, constant<V>(0.5)));
   return V::mul(V::mul(x, power_of_two<V>(half)), power_of_two<V>(V::sub(n, half)));
 }
 
@@ -84,7 +88,7 @@ template <class V>
 FGK_INLINE typename V::Reg exp2(typename V::Reg x, V) {
   constexpr double kLimit = sizeof(typename V::Scalar) == 4 ? 160 : 1100;  // beyond, results are 0 or infinite
   x = V::at_most(V::at_least(x, constant<V>(-kLimit)), constant<V>(kLimit));
-  const typename V::Reg whole = V::floor(x);
+  const typename V::Reg whole = V::round(x);
   return scale(exp2_fraction<V>(V::sub(x, whole)), whole, V{});
 }
 
@@ -105,27 +109,30 @@ FGK_INLINE typename V::Reg exp(typename V::Reg x) {
   constexpr double kHigh = kFloat ? 0.693359375 : 0.693145751953125;
   constexpr double kLow = kFloat ? -2.12194440054690583e-4 : 1.42860682030941723212e-6;
   x = V::at_most(V::at_least(x, constant<V>(-kLimit)), constant<V>(kLimit));
-  const typename V::Reg whole = V::floor(V::mul(x, constant<V>(kLog2E)));
+  const typename V::Reg whole = V::round(V::mul(x, constant<V>(kLog2E)));
   const typename V::Reg rest = V::fma(whole, constant<V>(-kLow), V::fma(whole, constant<V>(-kHigh), x));
   return scale(exp2_fraction<V>(V::mul(rest, constant<V>(kLog2E))), whole, V{});
 }
 
-// log(1 + x) for x in [0, 1], through 2 atanh(x / (2 + x)): exact to rounding relative to x.
+// log(1 + x) for x in [0, 1], exact to rounding relative to x: with w = x / (2 + x) it is 2 atanh(w) = x - w (x - R),
+// where R = 2/3 w^2 + 2/5 w^4 + ..., and what is taken from x is small against it.
 template <class V>
 FGK_INLINE typename V::Reg log1p_unit(typename V::Reg x) {
   const typename V::Reg w = V::div(x, V::add(x, constant<V>(2)));
   const typename V::Reg square = V::mul(w, w);
+  typename V::Reg series;
   if constexpr (sizeof(typename V::Scalar) == 4) {
     constexpr double c[] = {0.28178335170454288372, 0.27960602744149209986, 0.40024910278083214443,
-                            0.66666314682220040311, 2.0000000079210340509};
-    return V::mul(w, polynomial<V>(c, square));
+                            0.66666314682220040311};
+    series = polynomial<V>(c, square);
   } else {
     constexpr double c[] = {0.16503916264548781911, 0.069708490096097336375, 0.10979131530933404493,
                             0.11714900132997571602, 0.13336911444310936559,  0.15384445004217686681,
                             0.18181823500887270284, 0.22222222117241133277,  0.28571428572648732702,
-                            0.39999999999992685851, 0.6666666666666668517,   2.0};
-    return V::mul(w, polynomial<V>(c, square));
+                            0.39999999999992685851, 0.6666666666666668517};
+    series = polynomial<V>(c, square);
   }
+  return V::sub(x, V::mul(w, V::sub(x, V::mul(square, series))));
 }
 
 constexpr double kSoftplusThreshold = 20;  // above it softplus(x) = x, as in PyTorch
