@@ -98,14 +98,13 @@ def selective_scan_core(
     run: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, last_state, checkpoints) of the op `selective_scan`; `run` may run the steps otherwise than `scan`."""
-    dtype = A.dtype
-    batch, channels, _ = u.shape
-    state = A.new_zeros(batch, channels, A.shape[1]) if initial_state is None else initial_state
-    dt = time_steps(delta, delta_bias, delta_softplus, dtype)
-    y, last_state, checkpoints = (run or scan)(u.to(dtype), dt, A, B, C, state)
+    dtype, wide = u.dtype, A.dtype
+    u = u.to(wide)
+    state = A.new_zeros(*u.shape[:2], A.shape[1]) if initial_state is None else initial_state
+    y, last_state, checkpoints = scan(u, time_steps(delta, delta_bias, delta_softplus, wide), A, B, C, state)
     if D is not None:
-        y = y + D.unsqueeze(-1) * u.to(dtype)
-    return gated(y, z).to(u.dtype), last_state, checkpoints.unsqueeze(1)
+        y = y + D.unsqueeze(-1) * u
+    return gated(y, z).to(dtype), last_state, checkpoints.unsqueeze(1)
 
 
 def time_steps(delta: Tensor, delta_bias: Tensor | None, delta_softplus: bool, dtype: torch.dtype) -> Tensor:
