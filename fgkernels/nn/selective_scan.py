@@ -418,7 +418,7 @@ class SS2D(nn.Module):
             delta_softplus=True,
             directions=self.directions,
         )
-        return self.out_norm(y.permute(0, 2, 3, 1))
+        return self.out_norm(y.permute(0, 2, 3, 1).to(self.in_proj.weight.dtype))
 
     def extra_repr(self) -> str:
         return f"d_state={self.d_state}, dt_rank={self.dt_rank}, directions={self.directions}"
