@@ -101,7 +101,8 @@ def selective_scan_core(
     dtype, wide = u.dtype, A.dtype
     u = u.to(wide)
     state = A.new_zeros(*u.shape[:2], A.shape[1]) if initial_state is None else initial_state
-    y, last_state, checkpoints = scan(u, time_steps(delta, delta_bias, delta_softplus, wide), A, B, C, state)
+    dt = time_steps(delta, delta_bias, delta_softplus, wide)
+    y, last_state, checkpoints = (run or scan)(u, dt, A, B, C, state)
     if D is not None:
         y = y + D.unsqueeze(-1) * u
     return gated(y, z).to(dtype), last_state, checkpoints.unsqueeze(1)
