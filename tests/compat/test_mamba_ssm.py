@@ -20,14 +20,14 @@ SIGNATURES = {
     "selective_scan_fn": "u delta A B C D z delta_bias delta_softplus return_last_state",
     "selective_scan_ref": "u delta A B C D z delta_bias delta_softplus return_last_state",
     "selective_state_update": "state x dt A B C D z dt_bias dt_softplus state_batch_indices",
-    "mamba_inner_fn": "xz conv1d_weight conv1d_bias x_proj_weight delta_proj_weight out_proj_weight out_proj_bias A B C "
-    "D delta_bias B_proj_bias C_proj_bias delta_softplus checkpoint_lvl b_rms_weight c_rms_weight dt_rms_weight "
+    "mamba_inner_fn": "xz conv1d_weight conv1d_bias x_proj_weight delta_proj_weight out_proj_weight out_proj_bias A B "
+    "C D delta_bias B_proj_bias C_proj_bias delta_softplus checkpoint_lvl b_rms_weight c_rms_weight dt_rms_weight "
     "b_c_dt_rms_eps",
     "mamba_chunk_scan_combined": "x dt A B C chunk_size D z dt_bias initial_states seq_idx cu_seqlens dt_softplus "
     "dt_limit return_final_states return_varlen_states state_dtype",
     "mamba_split_conv1d_scan_combined": "zxbcdt conv1d_weight conv1d_bias dt_bias A D chunk_size initial_states "
-    "seq_idx dt_limit return_final_states activation rmsnorm_weight rmsnorm_eps outproj_weight outproj_bias headdim ngroups "
-    "norm_before_gate state_dtype",
+    "seq_idx dt_limit return_final_states activation rmsnorm_weight rmsnorm_eps outproj_weight outproj_bias headdim "
+    "ngroups norm_before_gate state_dtype",
 }
 
 
