@@ -134,7 +134,8 @@ def gradients(
     """Of every tensor that is there, given the gradients of out and last_state (None: that output isn't used)."""
     leaves = {name: None if value is None else value.detach().requires_grad_() for name, value in inputs.items()}
     outputs = call(function, leaves, delta_softplus)
-    used = [(output, grad.to(output.dtype)) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+    pairs = zip(outputs, grads, strict=True)
+    used = [(output, grad.to(output.dtype)) for output, grad in pairs if grad is not None and output.requires_grad]
     present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
     roots, given = zip(*used, strict=True)
     values = torch.autograd.grad(roots, list(present.values()), given, allow_unused=True, materialize_grads=True)
