@@ -40,7 +40,7 @@ inline uint16_t to_f16_bits(double x) {
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   const double size = std::fabs(x);
   if (size < 0x1p-14) return static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(size, 24))));
-  int exponent;
+  int exponent = 0;
   std::frexp(size, &exponent);
   const double mantissa = std::nearbyint(std::ldexp(size, 11 - exponent));  // in [1024, 2048]
   return static_cast<uint16_t>(sign | static_cast<uint16_t>((exponent + 13) * 1024 + static_cast<int>(mantissa)));
