@@ -30,7 +30,7 @@ void run_backward(const SelectiveScanBackward& args);
 
 namespace {
 
-constexpr DType kTypes[] = {DType::f32, DType::f64, DType::bf16, DType::f16};
+constexpr const auto& kTypes = arrays::kFloatTypes;
 
 // What a case consists of.
 struct Shape {
@@ -62,7 +62,7 @@ struct Problem {
   std::vector<int32_t> table;
 
   Problem(std::mt19937& random, const Shape& s) : shape(s) {
-    const DType acc = acc_type(s.dtype);
+    const DType acc = arrays::accumulation(s.dtype);
     const int64_t directions = s.directions;
     const int64_t parameter_rows = s.shared_parameters ? 1 : directions;
     const bool shared_u = s.table && !s.ordered && s.shared_u;
@@ -169,7 +169,7 @@ struct Problem {
  private:
   Array projection(std::mt19937& random, bool constant) {
     const int64_t directions = shape.shared_parameters ? 1 : shape.directions;
-    Array out = constant ? Array(acc_type(shape.dtype), {directions, shape.channels, shape.states})
+    Array out = constant ? Array(arrays::accumulation(shape.dtype), {directions, shape.channels, shape.states})
                          : Array(shape.dtype, {shape.batch, shape.directions, shape.groups, shape.states, shape.length},
                                  shape.layout);
     out.draw(random, -128, 128, 0x1p-6);
@@ -177,9 +177,14 @@ struct Problem {
   }
 };
 
-// Outputs and gradients, each in the order of the sizes of its array.
+// An array's numbers in the order of its sizes.
+struct Values {
+  std::vector<double> value;
+  double terms = 0;  // of long sums: the largest sum of the magnitudes of what was added up
+};
+
 struct Results {
-  std::vector<double> out, last_state, checkpoints, du, ddelta, dz, dA, dD, dbias, dB, dC, dinitial;
+  Values out, last_state, checkpoints, du, ddelta, dz, dA, dD, dbias, dB, dC, dinitial;
 };
 
 template <class S>
@@ -190,34 +195,50 @@ struct Definition {
   explicit Definition(const Problem& problem) : p(problem) {
     const Shape& s = p.shape;
     const size_t states = static_cast<size_t>(s.batch * s.directions * s.channels * s.states);
-    r.last_state.resize(states);
-    r.checkpoints.resize(states * static_cast<size_t>(p.chunks()));
-    r.dinitial.resize(states);
+    r.last_state.value.resize(states);
+    r.checkpoints.value.resize(states * static_cast<size_t>(p.chunks()));
+    r.dinitial.value.resize(states);
     out.resize(p.grad_out.value.size());
     dz.resize(p.z.value.size());
     du.resize(p.u.value.size());
     ddelta.resize(p.delta.value.size());
-    dA.resize(p.A.value.size());
-    dD.resize(p.D.value.size());
-    dbias.resize(p.bias.value.size());
-    dB.resize(p.B.value.size());
-    dC.resize(p.C.value.size());
+    dA = Sums(p.A);
+    dD = Sums(p.D);
+    dbias = Sums(p.bias);
+    dB = Sums(p.B);
+    dC = Sums(p.C);
     for (int64_t b = 0; b < s.batch; ++b) {
       for (int64_t c = 0; c < s.channels; ++c) row(b, c);
     }
-    r.out = doubles(out);
-    r.dz = doubles(dz);
-    r.du = doubles(du);
-    r.ddelta = doubles(ddelta);
-    r.dA = doubles(dA);
-    r.dD = doubles(dD);
-    r.dbias = doubles(dbias);
-    r.dB = doubles(dB);
-    r.dC = doubles(dC);
+    r.out.value = doubles(out);
+    r.dz.value = doubles(dz);
+    r.du.value = doubles(du);
+    r.ddelta.value = doubles(ddelta);
+    r.dA = dA.values();
+    r.dD = dD.values();
+    r.dbias = dbias.values();
+    r.dB = dB.values();
+    r.dC = dC.values();
   }
 
  private:
-  std::vector<S> out, dz, du, ddelta, dA, dD, dbias, dB, dC;
+  // Sums over steps or channels, and of the magnitudes of their terms.
+  struct Sums {
+    std::vector<S> total, size;
+    Sums() = default;
+    explicit Sums(const Array& like) : total(like.value.size()), size(like.value.size()) {}
+    void add(size_t i, S term) {
+      total[i] += term;
+      size[i] += std::fabs(term);
+    }
+    Values values() const {
+      const auto largest = std::max_element(size.begin(), size.end());
+      return {doubles(total), largest == size.end() ? 0.0 : static_cast<double>(*largest)};
+    }
+  };
+
+  std::vector<S> out, dz, du, ddelta;
+  Sums dA, dD, dbias, dB, dC;
 
   static std::vector<double> doubles(const std::vector<S>& v) { return std::vector<double>(v.begin(), v.end()); }
   static S sigmoid(S x) { return 1 / (1 + std::exp(-x)); }
@@ -264,7 +285,8 @@ struct Definition {
         const size_t i = static_cast<size_t>(t * s.states + n);
         if (t % kScanChunk == 0) {
           const size_t chunk = row * static_cast<size_t>(p.chunks()) + static_cast<size_t>(t / kScanChunk);
-          r.checkpoints[chunk * static_cast<size_t>(s.states) + static_cast<size_t>(n)] = static_cast<double>(h[i]);
+          r.checkpoints.value[chunk * static_cast<size_t>(s.states) + static_cast<size_t>(n)] =
+              static_cast<double>(h[i]);
         }
         const S weight = static_cast<S>(p.B.value[Problem::place(p.B, s.constant_b, b, k, c, g, n, at)]);
         const S next = std::exp(dt * static_cast<S>(p.A.at({k, c, n}))) * h[i] + dt * weight * x;
@@ -274,7 +296,7 @@ struct Definition {
       y[static_cast<size_t>(p.map_position(k, t))] += sum;
     }
     for (int64_t n = 0; n < s.states; ++n) {
-      r.last_state[row * static_cast<size_t>(s.states) + static_cast<size_t>(n)] =
+      r.last_state.value[row * static_cast<size_t>(s.states) + static_cast<size_t>(n)] =
           static_cast<double>(h[static_cast<size_t>(s.length * s.states + n)]);
     }
     return h;
@@ -296,7 +318,7 @@ struct Definition {
       S ddt = 0;
       S dx = 0;
       if (p.D) {
-        dD[p.D.flat({k, c})] += g * x;
+        dD.add(p.D.flat({k, c}), g * x);
         dx += g * static_cast<S>(p.D.at({k, c}));
       }
       for (int64_t n = 0; n < s.states; ++n) {
@@ -306,22 +328,22 @@ struct Definition {
         const S a = static_cast<S>(p.A.at({k, c, n}));
         const S decay = std::exp(dt * a);
         S& carried = dh[static_cast<size_t>(n)];
-        dC[pc] += g * h[before + static_cast<size_t>(s.states)];
+        dC.add(pc, g * h[before + static_cast<size_t>(s.states)]);
         carried += g * static_cast<S>(p.C.value[pc]);
-        dB[pb] += carried * dt * x;
+        dB.add(pb, carried * dt * x);
         dx += carried * dt * static_cast<S>(p.B.value[pb]);
-        dA[p.A.flat({k, c, n})] += carried * h[before] * decay * dt;
+        dA.add(p.A.flat({k, c, n}), carried * h[before] * decay * dt);
         ddt += carried * (h[before] * decay * a + static_cast<S>(p.B.value[pb]) * x);
         carried *= decay;
       }
       if (s.softplus && raw <= 20) ddt *= sigmoid(raw);
       du[p.u.flat({b, k, c, at})] += dx;
       ddelta[p.delta.flat({b, k, c, at})] += ddt;
-      if (p.bias) dbias[p.bias.flat({k, c})] += ddt;
+      if (p.bias) dbias.add(p.bias.flat({k, c}), ddt);
     }
     const size_t row = static_cast<size_t>((b * s.directions + k) * s.channels + c);
     for (int64_t n = 0; n < s.states; ++n) {
-      r.dinitial[row * static_cast<size_t>(s.states) + static_cast<size_t>(n)] =
+      r.dinitial.value[row * static_cast<size_t>(s.states) + static_cast<size_t>(n)] =
           static_cast<double>(dh[static_cast<size_t>(n)]);
     }
   }
@@ -354,25 +376,23 @@ inline std::string describe(const Shape& s) {
 }
 
 // `result` against the exact values; `plain` are those of the definition in the accumulation type.
-inline void compare(const char* name, const Shape& shape, Array& result, const std::vector<double>& exact,
-                    const std::vector<double>& plain) {
+inline void compare(const char* name, const Shape& shape, Array& result, const Values& exact, const Values& plain) {
   if (!result) return;
   result.load();
-  double largest = 0;
+  double largest = exact.terms;
   double error = 0;
-  for (size_t i = 0; i < exact.size(); ++i) {
-    largest = std::max(largest, std::fabs(exact[i]));
-    error = std::max(error, std::fabs(exact[i] - plain[i]));
+  for (size_t i = 0; i < exact.value.size(); ++i) {
+    largest = std::max(largest, std::fabs(exact.value[i]));
+    error = std::max(error, std::fabs(exact.value[i] - plain.value[i]));
   }
-  // Some roundings, and the random walk of as many as a parameter's gradient has terms.
-  const double roundings = 16 + std::sqrt(static_cast<double>(shape.batch * shape.directions * shape.length));
-  const double everywhere = 2 * error + roundings * roundoff(acc_type(shape.dtype)) * largest;
+  const double everywhere = 2 * error + 16 * arrays::unit_roundoff(arrays::accumulation(shape.dtype)) * largest;
   // Below its normal numbers fp16 has a fixed spacing.
   const double smallest = result.dtype == DType::f16 ? 0x1p-25 : 0;
-  for (size_t i = 0; i < exact.size(); ++i) {
-    const double allowed = everywhere + roundoff(result.dtype) * std::fabs(exact[i]) * 1.01 + smallest;
-    if (std::fabs(result.value[i] - exact[i]) <= allowed) continue;
-    check::fail(__FILE__, __LINE__) << name << "[" << i << "] is " << result.value[i] << ", expected " << exact[i]
+  for (size_t i = 0; i < exact.value.size(); ++i) {
+    const double expected = exact.value[i];
+    const double allowed = everywhere + arrays::unit_roundoff(result.dtype) * std::fabs(expected) * 1.01 + smallest;
+    if (std::fabs(result.value[i] - expected) <= allowed) continue;
+    check::fail(__FILE__, __LINE__) << name << "[" << i << "] is " << result.value[i] << ", expected " << expected
                                     << " within " << allowed << " (" << describe(shape) << ")\n";
     return;
   }
@@ -389,7 +409,7 @@ inline void check_problem(Problem& p, const Wanted& wanted = {}) {
   const Shape& s = p.shape;
   const Results exact = Definition<long double>(p).r;
   const Results plain = s.dtype == DType::f64 ? Definition<double>(p).r : Definition<float>(p).r;
-  const DType acc = acc_type(s.dtype);
+  const DType acc = arrays::accumulation(s.dtype);
   const Layout layout = s.layout == Layout::swapped ? Layout::swapped : Layout::dense;
 
   SelectiveScanForward args = p.forward_args();

@@ -2,40 +2,20 @@
 // Arrays of numbers in the library's storage types and memory orders, and the doubles that they stand for.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <initializer_list>
-#include <limits>
 #include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
 
-#include "check.h"
-#include "kernels/common/types.h"
+#include "arrays.h"
 
 namespace strided_array {
 
 using fgk::DType;
 using fgk::dtype_bytes;
-
-inline DType acc_type(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
-
-// Relative half-spacing of a type's numbers.
-inline double roundoff(DType dtype) {
-  switch (dtype) {
-    case DType::f64:
-      return 0x1p-53;
-    case DType::bf16:
-      return 0x1p-8;
-    case DType::f16:
-      return 0x1p-11;
-    default:
-      return 0x1p-24;
-  }
-}
 
 // Storage order: as the sizes say; the last two sizes swapped; or as they say, unaligned and with gaps between rows.
 enum class Layout { dense, swapped, padded };
@@ -99,65 +79,27 @@ struct Array {
     store();
   }
 
+  // Values must be exact in the storage type.
   void store() {
-    for (size_t i = 0; i < value.size(); ++i) encode(value[i], element(i));
+    for (size_t i = 0; i < value.size(); ++i) {
+      arrays::write(dtype, memory.data(), element(i), value[i]);
+      const double stored = arrays::read(dtype, memory.data(), element(i));
+      if (stored != value[i]) check::fail(__FILE__, __LINE__) << value[i] << " is stored as " << stored << "\n";
+    }
   }
   void load() {
-    for (size_t i = 0; i < value.size(); ++i) value[i] = decode(element(i));
+    for (size_t i = 0; i < value.size(); ++i) value[i] = arrays::read(dtype, memory.data(), element(i));
   }
 
  private:
-  uint8_t* element(size_t flat_index) {
+  int64_t element(size_t flat_index) const {
     int64_t rest = static_cast<int64_t>(flat_index);
     int64_t at = start;
     for (size_t axis = size.size(); axis-- > 0;) {
       at += rest % size[axis] * stride[axis];
       rest /= size[axis];
     }
-    return memory.data() + at * dtype_bytes(dtype);
-  }
-
-  // Values of 16 bits must be exact and normal.
-  void encode(double v, uint8_t* to) const {
-    const float narrow = static_cast<float>(v);
-    uint32_t bits;
-    std::memcpy(&bits, &narrow, 4);
-    if (dtype == DType::f64) {
-      std::memcpy(to, &v, 8);
-    } else if (dtype == DType::f32) {
-      std::memcpy(to, &bits, 4);
-    } else {
-      uint16_t half = static_cast<uint16_t>(bits >> 16);
-      if (dtype == DType::f16) {
-        half = static_cast<uint16_t>((bits >> 16) & 0x8000);
-        if (v != 0) half = static_cast<uint16_t>(half | ((((bits >> 23) & 255) - 112) << 10) | ((bits >> 13) & 1023));
-      }
-      std::memcpy(to, &half, 2);
-      if (decode(to) != v) check::fail(__FILE__, __LINE__) << v << " is not exact in 16 bits\n";
-    }
-  }
-
-  double decode(const uint8_t* from) const {
-    if (dtype == DType::f64) {
-      double v;
-      std::memcpy(&v, from, 8);
-      return v;
-    }
-    uint32_t bits = 0;
-    std::memcpy(&bits, from, static_cast<size_t>(dtype_bytes(dtype)));
-    if (dtype == DType::f16) {
-      const int exponent = (bits >> 10) & 31;
-      const double mantissa = bits & 1023;
-      const double magnitude = exponent == 31  ? (mantissa == 0 ? std::numeric_limits<double>::infinity()
-                                                                : std::numeric_limits<double>::quiet_NaN())
-                               : exponent == 0 ? std::ldexp(mantissa, -24)
-                                               : std::ldexp(mantissa + 1024, exponent - 25);
-      return bits & 0x8000 ? -magnitude : magnitude;
-    }
-    if (dtype == DType::bf16) bits <<= 16;
-    float v;
-    std::memcpy(&v, &bits, 4);
-    return v;
+    return at;
   }
 };
 

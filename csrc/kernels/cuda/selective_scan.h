@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Selective scans in CUDA: forward, gradients, the decoding step, and the gathers and sums of 2-D scans. All pointers
 // of the arguments are device pointers.
+//
+// Tables and entries on a device are not checked before a call. A table's entry outside of the map is no place: it is
+// neither read nor written, what the step would have read is NaN, and gradients by what no step reads are not written;
+// cross_scan gives NaN there. A batch entry whose state is outside of the states gets NaN and changes none.
 #pragma once
 
 #include "../common/selective_scan.h"
