@@ -36,6 +36,15 @@ def differentiated(*tensors: Tensor | None) -> bool:
     return _in_functorch()
 
 
+def keeps(*tensors: Tensor | None) -> bool:
+    """Whether the operator that keeps something for a backward must run.
+
+    Exported programs get the forward-only one (see `differentiable_through`): what the other keeps has a size that
+    would restrict the lengths for which the program is good.
+    """
+    return differentiated(*tensors) and not torch.compiler.is_exporting()
+
+
 def reference_call(function: Callable, *args: Any, **options: Any) -> Any:
     """The call on the reference back end; an error where a back end without forward-mode derivatives was chosen."""
     if forward_ad._current_level >= 0 and _backend.forced() and isinstance(args[0], Tensor):

@@ -88,6 +88,26 @@ def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
 
+def differentiable_through(name: str, kept: str) -> None:
+    """Gradients of the forward-only operator `name`: where one is asked for, the operator `kept` runs instead.
+
+    `kept` returns what `name` returns and after it what its own backward needs.
+    """
+    if _LIBRARY is None:
+        return
+    op, kept_op = _library.op(name), _library.op(kept)
+    outputs = len(op._schema.returns)
+
+    def kernel(keys: torch._C.DispatchKeySet, *inputs: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*inputs):
+            found = kept_op(*inputs)
+            return found[0] if outputs == 1 else found[:outputs]
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keys & torch._C._after_autograd_keyset, *inputs)
+
+    _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
+
+
 def no_double_backward(function: str, *names: str) -> None:
     """Gradients of these backward operators raise instead of being dropped."""
 
