@@ -250,7 +250,7 @@ struct Evaluation {
         for (int64_t n = 0; n < N; ++n) y += size(p.C.get(b, t, group, n)) * h(t + 1, c, n);
         if (p.o.z) {
           const double z = p.z.get(b, t, i, c);
-          dz.array.set(dz.at(b, t, i, c), gy * y * size(silu_slope(z)));
+          dz.array.set(dz.at(b, t, i, c), gy * y * (absolute_ ? silu_slope_terms(z) : silu_slope(z)));
           gy *= size(silu(z));
         }
         if (p.o.d != D::none) dd[static_cast<size_t>(p.o.d == D::head ? i : i * P + c)] += gy * x;
@@ -277,6 +277,9 @@ struct Evaluation {
       dinitial[static_cast<size_t>(p.state_at(b, i, 0, 0) + k)] = g[static_cast<size_t>(k)];
     }
   }
+
+  // The sizes of silu's derivative's terms, which cancel near -1.28.
+  static double silu_slope_terms(double z) { return sigmoid(z) * (1 + std::fabs(z) * sigmoid(-z)); }
 
   static void add(Block& block, int64_t at, double x) { block.array.set(at, block.array.get(at) + x); }
 

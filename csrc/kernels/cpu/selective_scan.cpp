@@ -2,11 +2,8 @@
 // The planner of selective scans: lays B and C out as rows, hands out blocks of channels, adds up partial gradients.
 #include "selective_scan.h"
 
-#include <vector>
-
 #include "isa.h"
-#include "selective_scan_plan.h"
-#include "workspace.h"
+#include "scan_rows.h"
 
 namespace fgk {
 
@@ -14,31 +11,16 @@ FGK_DEFINE_TABLE_GETTER(selective_scan_table, SelectiveScanTable, kSelectiveScan
 
 namespace {
 
-// Below this many state updates a second thread costs more than it brings.
-constexpr int64_t kParallelWork = int64_t(1) << 14;
-
-int workers_for(const Parallel& parallel, int64_t tasks, int64_t work) {
-  if (work < kParallelWork) return 1;
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(parallel.threads, tasks)));
-}
-
-// Runs body(task, worker) for every task.
-template <class Body>
-void for_tasks(const Parallel& parallel, int workers, int64_t tasks, const Body& body) {
-  TaskQueue queue(tasks);
-  parallel.run(workers, [&](int worker) {
-    for (int64_t task = queue.next(); task >= 0; task = queue.next()) body(task, worker);
-  });
-}
-
 template <class T>
 class Scan {
   static constexpr bool kDouble = sizeof(T) == 8;
-  static constexpr DType kType = kDouble ? DType::f64 : DType::f32;
 
  public:
   Scan(const SelectiveScanForward& args, const Parallel& parallel)
-      : args_(args), parallel_(parallel), table_(selective_scan_table()) {
+      : args_(args),
+        parallel_(parallel),
+        table_(selective_scan_table()),
+        rows_{args.dtype, args.batch, args.directions, args.groups, args.length, args.states, parallel} {
     lanes_ = kDouble ? table_.lanes_f64 : table_.lanes_f32;
     blocks_ = round_up(args.channels / args.groups, lanes_) / lanes_;  // of a group
     work_ = args.batch * args.directions * args.channels * args.length * std::max<int64_t>(args.states, 1);
@@ -47,10 +29,10 @@ class Scan {
   }
 
   void forward() {
-    lay_out(args_.B, plan_.B, b_rows_);
-    lay_out(args_.C, plan_.C, c_rows_);
+    plan_.B = rows_.lay_out(args_.B, b_rows_);
+    plan_.C = rows_.lay_out(args_.C, c_rows_);
     const int64_t tasks = args_.batch * args_.groups * blocks_;
-    const int workers = workers_for(parallel_, tasks, work_);
+    const int workers = scan_workers(parallel_, tasks, work_);
     const Arena arena(table_.forward_bytes(plan_), workers);
     for_tasks(parallel_, workers, tasks, [&](int64_t task, int worker) {
       const ScanBlock block = block_of(task / blocks_, task % blocks_);
@@ -59,18 +41,19 @@ class Scan {
   }
 
   void backward(const SelectiveScanBackward& args) {
-    lay_out(args_.B, plan_.B, b_rows_);
-    lay_out(args_.C, plan_.C, c_rows_);
+    plan_.B = rows_.lay_out(args_.B, b_rows_);
+    plan_.C = rows_.lay_out(args_.C, c_rows_);
     ScanBackwardPlan plan;
     plan.scan = plan_;
     plan.args = args;
-    plan.splits = splits();
+    plan.splits = scan_splits(args_.batch * args_.groups, blocks_, args_.channels, args_.states * args_.groups);
     const int64_t rows = args_.batch * args_.directions;
     const int64_t states = rows * args_.channels * args_.states;
     const int64_t projection = rows * args_.groups * args_.length * args_.states;
-    Memory dA(states), dB_constant(args_.B.constant ? states : 0), dC_constant(args_.C.constant ? states : 0);
-    Memory dD(args_.D ? rows * args_.channels : 0), dbias(args_.delta_bias ? rows * args_.channels : 0);
-    Memory dB(args_.B.constant ? 0 : plan.splits * projection), dC(args_.C.constant ? 0 : plan.splits * projection);
+    ScanMemory<T> dA(states), dB_constant(args_.B.constant ? states : 0), dC_constant(args_.C.constant ? states : 0);
+    ScanMemory<T> dD(args_.D ? rows * args_.channels : 0), dbias(args_.delta_bias ? rows * args_.channels : 0);
+    ScanMemory<T> dB(args_.B.constant ? 0 : plan.splits * projection),
+        dC(args_.C.constant ? 0 : plan.splits * projection);
     plan.dA_parts = dA.data();
     plan.dB_constant_parts = dB_constant.data();
     plan.dC_constant_parts = dC_constant.data();
@@ -80,7 +63,7 @@ class Scan {
     plan.dC_parts = args_.C.constant ? nullptr : dC.data();
     const int64_t per_task = (blocks_ + plan.splits - 1) / plan.splits;
     const int64_t tasks = args_.batch * args_.groups * plan.splits;
-    const int workers = workers_for(parallel_, tasks, work_);
+    const int workers = scan_workers(parallel_, tasks, work_);
     const Arena arena(table_.backward_bytes(plan_), workers);
     for_tasks(parallel_, workers, tasks, [&](int64_t task, int worker) {
       const int64_t split = task % plan.splits;
@@ -90,8 +73,8 @@ class Scan {
         (kDouble ? table_.backward_f64 : table_.backward_f32)(plan, block, split, arena.worker(worker));
       }
     });
-    write_parts(args.dB, dB.data(), plan.splits, args_.B.constant);
-    write_parts(args.dC, dC.data(), plan.splits, args_.C.constant);
+    if (!args_.B.constant) rows_.write_parts(args.dB, dB.data(), plan.splits);
+    if (!args_.C.constant) rows_.write_parts(args.dC, dC.data(), plan.splits);
     const int64_t per_direction = args_.channels * args_.states;
     add_parameter(args.dA, dA.data(), per_direction, args_.shared_parameters);
     if (args_.B.constant) add_parameter(args.dB.data, dB_constant.data(), per_direction, args_.B.direction == 0);
@@ -101,58 +84,8 @@ class Scan {
   }
 
  private:
-  // Uninitialised, with room for a vector past the end.
-  class Memory {
-   public:
-    explicit Memory(int64_t count) : arena_((count + 16) * static_cast<int64_t>(sizeof(T)), 1) {}
-    T* data() const { return reinterpret_cast<T*>(arena_.worker(0)); }
-
-   private:
-    Arena arena_;
-  };
-
   ScanBlock block_of(int64_t batch_and_group, int64_t block) const {
     return {batch_and_group / args_.groups, batch_and_group % args_.groups, block * lanes_};
-  }
-
-  int64_t element(const ScanProjection& projection, int64_t b, int64_t k, int64_t g) const {
-    return b * projection.batch + k * projection.direction + g * projection.group;
-  }
-
-  // As rows of states in the accumulation type: in place where they are that already.
-  void lay_out(const ScanProjection& projection, ProjectionRows& rows, std::unique_ptr<Memory>& memory) {
-    if (projection.constant) return;
-    const int64_t states = args_.states;
-    if (args_.dtype == kType && (projection.state == 1 || states == 1)) {
-      rows = {projection.data, projection.batch, projection.direction, projection.group, projection.position};
-      return;
-    }
-    const int64_t count = args_.batch * args_.directions * args_.groups;
-    const int64_t size = args_.length * states;
-    memory = std::make_unique<Memory>(count * size);
-    rows = {memory->data(), args_.directions * args_.groups * size, args_.groups * size, size, states};
-    const int workers = workers_for(parallel_, count, work_);
-    for_tasks(parallel_, workers, count, [&](int64_t task, int) {
-      const int64_t g = task % args_.groups, k = task / args_.groups % args_.directions;
-      const int64_t at = element(projection, task / (args_.groups * args_.directions), k, g);
-      T* target = memory->data() + task * size;
-      if constexpr (kDouble) {
-        table_.read_rows_f64(target, projection, args_.dtype, at, args_.length, states);
-      } else {
-        table_.read_rows_f32(target, projection, args_.dtype, at, args_.length, states);
-      }
-    });
-  }
-
-  // Into how many parts the channels of a group are split, each with sums of dB and dC of its own. A function of the
-  // shapes alone, so that the thread count changes no result; about as many as keep 32 threads busy, within memory of
-  // the size of the inputs.
-  int64_t splits() const {
-    const int64_t wanted = 32 / std::max<int64_t>(1, args_.batch * args_.groups);
-    const int64_t most = std::max<int64_t>(2, args_.channels / std::max<int64_t>(1, args_.states * args_.groups));
-    const int64_t splits = std::max<int64_t>(1, std::min({wanted, most, blocks_}));
-    const int64_t per_split = (blocks_ + splits - 1) / splits;
-    return (blocks_ + per_split - 1) / per_split;
   }
 
   void clear_parts(const ScanBackwardPlan& plan, int64_t batch_and_group, int64_t split) const {
@@ -165,28 +98,6 @@ class Scan {
         std::memset(static_cast<T*>(parts) + row * size, 0, static_cast<size_t>(size) * sizeof(T));
       }
     }
-  }
-
-  // Adds the splits' sums in their order and writes them to dB or dC.
-  void write_parts(const ScanProjection& target, T* parts, int64_t splits, bool constant) const {
-    if (constant) return;
-    const int64_t size = args_.length * args_.states;
-    const int64_t count = args_.batch * args_.directions * args_.groups;
-    const int workers = workers_for(parallel_, count, work_);
-    for_tasks(parallel_, workers, count, [&](int64_t task, int) {
-      T* sum = parts + task * size;
-      for (int64_t s = 1; s < splits; ++s) {
-        const T* part = parts + (s * count + task) * size;
-        for (int64_t i = 0; i < size; ++i) sum[i] += part[i];
-      }
-      const int64_t g = task % args_.groups, k = task / args_.groups % args_.directions;
-      const int64_t at = element(target, task / (args_.groups * args_.directions), k, g);
-      if constexpr (kDouble) {
-        table_.write_rows_f64(target, args_.dtype, at, args_.length, args_.states, sum);
-      } else {
-        table_.write_rows_f32(target, args_.dtype, at, args_.length, args_.states, sum);
-      }
-    });
   }
 
   // target[k][i] = sum over batch entries (and over directions if they share the parameter) of parts[b][k][i].
@@ -204,9 +115,10 @@ class Scan {
   const SelectiveScanForward& args_;
   const Parallel& parallel_;
   const SelectiveScanTable& table_;
+  RowsOf<T> rows_;
   ScanPlan plan_;
-  std::unique_ptr<Memory> b_rows_;
-  std::unique_ptr<Memory> c_rows_;
+  std::unique_ptr<ScanMemory<T>> b_rows_;
+  std::unique_ptr<ScanMemory<T>> c_rows_;
   int64_t lanes_ = 0;
   int64_t blocks_ = 0;
   int64_t work_ = 0;
@@ -235,7 +147,7 @@ void state_update(const StateUpdate& args, const Parallel& parallel) {
   constexpr int64_t kRun = 64;
   const int64_t runs = round_up(args.channels, kRun) / kRun;
   const int64_t tasks = args.batch * args.heads * runs;
-  const int workers = workers_for(parallel, tasks, args.batch * args.heads * args.channels * args.states);
+  const int workers = scan_workers(parallel, tasks, args.batch * args.heads * args.channels * args.states);
   for_tasks(parallel, workers, tasks, [&](int64_t task, int) {
     const int64_t first = task % runs * kRun;
     const int64_t last = std::min(args.channels, first + kRun);

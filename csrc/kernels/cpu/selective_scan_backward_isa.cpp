@@ -127,29 +127,6 @@ FGK_NOINLINE void reverse(const Steps& steps, const ChunkRows<typename V::Scalar
   }
 }
 
-// sums[row of t][first_state + n] += sum over lanes of terms[t][n].
-template <class V, int NB>
-FGK_NOINLINE void add_lane_sums(const Steps& steps, const typename V::Scalar* terms, typename V::Scalar* sums,
-                                int64_t row_size, int64_t first_state) {
-  using Scalar = typename V::Scalar;
-  constexpr int W = V::W;
-  const int64_t count = (steps.last - steps.first) * NB;
-  alignas(64) Scalar totals[W];
-  for (int64_t i = 0; i < count; i += W) {
-    typename V::Reg group[W];
-    if (i + W <= count) {
-#pragma GCC unroll 16
-      for (int j = 0; j < W; ++j) group[j] = V::load(terms + (i + j) * W);
-    } else {
-      for (int j = 0; j < W; ++j) group[j] = i + j < count ? V::load(terms + (i + j) * W) : V::zero();
-    }
-    V::store(totals, sum_lanes<V>(group));
-    for (int j = 0; j < W && i + j < count; ++j) {
-      sums[steps.read(steps.first + (i + j) / NB) * row_size + first_state + (i + j) % NB] += totals[j];
-    }
-  }
-}
-
 template <class V>
 class BackwardBlock : ScanLanes<V> {
   using Base = ScanLanes<V>;
