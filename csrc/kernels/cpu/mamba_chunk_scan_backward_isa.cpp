@@ -189,6 +189,7 @@ class BackwardHead : HeadLanes<V> {
   }
 
   void scan(int64_t c) {
+    if (blocks_ == 0) return;
     const int64_t count = this->chunk_length(c);
     const Operand<V> B = this->rows(this->plan_.B, c);
     const Operand<V> C = this->rows(this->plan_.C, c);
