@@ -81,13 +81,14 @@ def baselines(
     eager = (
         Implementation(f"eager {name}", "eager", make(f)) for name, f in expressions.items() if name != "reference"
     )
-    compiled = (
-        Implementation(f"compiled {name}", "compiled", _compiled(make, f), compiles=True)
-        for name, f in expressions.items()
-    )
-    return (*eager, *compiled)
+    return (*eager, *(compiled(name, make, f) for name, f in expressions.items()))
 
 
-def _compiled(make: Callable[[Callable[..., Any]], Prepare], function: Callable[..., Any]) -> Prepare:
+def compiled(name: str, make: Callable[[Callable[..., Any]], Prepare], function: Callable[..., Any]) -> Implementation:
+    """``function`` under torch.compile."""
+
     # One torch.compile per prepare: the warm-up and the measured shape may not share a recompile limit.
-    return lambda inputs: make(torch.compile(function, dynamic=False))(inputs)
+    def prepare(inputs: Inputs) -> Call:
+        return make(torch.compile(function, dynamic=False))(inputs)
+
+    return Implementation(f"compiled {name}", "compiled", prepare, compiles=True)
