@@ -164,7 +164,8 @@ def with_past(x: Tensor, width: int, initial_state: Tensor | None) -> Tensor:
 
 def _past_owner(seq_idx: Tensor, width: int) -> Tensor:
     """(B, W - 1 + L): the initial state belongs to the sequence of position 0."""
-    return torch.cat([seq_idx[:, :1].expand(-1, width - 1), seq_idx], 1) if seq_idx.shape[1] else seq_idx
+    first = seq_idx[:, :1] if seq_idx.shape[1] else seq_idx.new_zeros((seq_idx.shape[0], 1))
+    return torch.cat([first.expand(-1, width - 1), seq_idx], 1)
 
 
 class Packed:
