@@ -66,6 +66,23 @@ def matrix_operand(values, INTERPRETER: tl.constexpr):
         return values
 
 
+if INTERPRETED:
+
+    def rounded(values, dtype):
+        """Values in another dtype, to the nearest: on its way to bfloat16 the interpreter drops bits instead."""
+        if dtype == tl.bfloat16 and values.dtype == tl.float32:
+            bits = values.to(tl.int32, bitcast=True)
+            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+            values = tl.where(values == values, nearest, values)
+        return values.to(dtype)
+else:
+
+    @triton.jit
+    def rounded(values, dtype: tl.constexpr):
+        """Values in another dtype, to the nearest."""
+        return values.to(dtype)
+
+
 def next_power_of_2(value: int, low: int = 1, high: int | None = None) -> int:
     """The least power of two that is no smaller than `value`, kept within [low, high]."""
     size = max(low, triton.next_power_of_2(max(value, 1)))
