@@ -4,7 +4,7 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
+#include <string>
 
 #include "arrays.h"
 #include "kernels/common/mamba_chunk_scan.h"
@@ -290,28 +290,35 @@ struct Evaluation {
 // implementation that multiplies on tensor cores rounds factors to the storage type.
 double tolerance(const Problem& p, DType stored, double expected, double terms, bool rounded_factors) {
   const double factors = rounded_factors ? 2 * unit_roundoff(p.dtype) : 0;
-  const double sums = unit_roundoff(accumulation(p.dtype)) * (64 + static_cast<double>(p.s.length));
+  const double sums = unit_roundoff(accumulation(p.dtype)) * (64 + 4 * static_cast<double>(p.s.length));
   const double smallest = stored == DType::f16 ? 0x1p-25 : 1e-30;
   return (factors + sums) * terms + 1.01 * unit_roundoff(stored) * std::fabs(expected) + smallest;
 }
 
-void compare(const char* what, const Problem& p, const Block& got, const Block& expected, const Block& terms,
+void compare(const std::string& what, const Problem& p, DType stored, double got, double expected, double terms,
+             bool rounded_factors) {
+  const double allowed = tolerance(p, stored, expected, terms, rounded_factors);
+  if (std::fabs(got - expected) <= allowed) return;
+  check::fail(__FILE__, __LINE__) << what << " is " << got << ", expected " << expected << ": an error of "
+                                  << std::fabs(got - expected) << " where " << allowed << " is allowed ("
+                                  << dtype_bytes(p.dtype) << " bytes, length " << p.s.length << ")\n";
+}
+
+void compare(const std::string& what, const Problem& p, const Block& got, const Block& expected, const Block& terms,
              bool rounded_factors) {
   got.each([&](int64_t b, int64_t t, int64_t i, int64_t c) {
-    const double x = got.get(b, t, i, c), e = expected.get(b, t, i, c);
-    if (std::fabs(x - e) <= tolerance(p, p.dtype, e, terms.get(b, t, i, c), rounded_factors)) return;
-    check::fail(__FILE__, __LINE__) << what << " at (" << b << ", " << t << ", " << i << ", " << c << ") is " << x
-                                    << ", expected " << e << "\n";
+    const std::string place = what + " at (" + std::to_string(b) + ", " + std::to_string(t) + ", " + std::to_string(i) +
+                              ", " + std::to_string(c) + ")";
+    compare(place, p, p.dtype, got.get(b, t, i, c), expected.get(b, t, i, c), terms.get(b, t, i, c), rounded_factors);
   });
 }
 
-void compare(const char* what, const Problem& p, const Array& got, const std::vector<double>& expected,
+void compare(const std::string& what, const Problem& p, const Array& got, const std::vector<double>& expected,
              const std::vector<double>& terms, bool rounded_factors) {
   for (int64_t k = 0; k < got.count(); ++k) {
     const size_t at = static_cast<size_t>(k);
-    const double x = got.get(k), e = expected[at];
-    if (std::fabs(x - e) <= tolerance(p, accumulation(p.dtype), e, terms[at], rounded_factors)) continue;
-    check::fail(__FILE__, __LINE__) << what << " at " << k << " is " << x << ", expected " << e << "\n";
+    compare(what + " at " + std::to_string(k), p, accumulation(p.dtype), got.get(k), expected[at], terms[at],
+            rounded_factors);
   }
 }
 

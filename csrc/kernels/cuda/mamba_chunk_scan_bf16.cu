@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "mamba_chunk_scan_launch.cuh"
+
+namespace fgk::cuda {
+
+template void scan_forward<dev::bf16>(const ChunkScanForward&, const Context&);
+template void scan_backward<dev::bf16>(const ChunkScanBackward&, const Context&);
+
+}  // namespace fgk::cuda
