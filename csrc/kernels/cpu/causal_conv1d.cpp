@@ -15,10 +15,12 @@ namespace {
 // Below this many elements a second thread costs more than it brings.
 constexpr int64_t kParallelWork = int64_t(1) << 14;
 constexpr int64_t kTaskElements = int64_t(1) << 15;
-constexpr int64_t kPiece = 4096;
+constexpr int64_t kRowPiece = 4096;
+// Vectors across channels: memory is read in runs of a task's channels, and short ones cost bandwidth.
+constexpr int64_t kLaneBytes = 4096;
+constexpr int64_t kLanePiece = 256;
 // Batch entries whose positions are this many together share their sums, so that sums stay small beside x.
 constexpr int64_t kSharedPositions = 1024;
-constexpr int64_t kLaneBytes = 1024;  // of the channels of a task
 
 int workers_for(const Parallel& parallel, int64_t tasks, int64_t elements) {
   if (elements < kParallelWork) return 1;
@@ -70,8 +72,14 @@ void convolve(const CausalConvForward& args, const CausalConvBackward* backward,
     if (other->data != nullptr && other->position != 1) rows = false;
   }
   plan.group_batches = std::min(std::max<int64_t>(kSharedPositions / args.length, 1), args.batch);
-  plan.piece = std::min(args.length, kPiece);
-  plan.block = rows ? std::max<int64_t>(kTaskElements / (plan.group_batches * plan.piece), 1) : kLaneBytes / scalar;
+  if (rows) {
+    plan.piece = std::min(args.length, kRowPiece);
+    plan.block = std::max<int64_t>(kTaskElements / (plan.group_batches * plan.piece), 1);
+  } else {
+    const int64_t parts = (args.channels * scalar + kLaneBytes - 1) / kLaneBytes;
+    plan.block = round_up((args.channels + parts - 1) / parts, lanes);
+    plan.piece = std::min(args.length, std::max(kTaskElements / plan.block, kLanePiece));
+  }
   plan.block = std::min(plan.block, args.channels);
   plan.row = round_up(plan.block, lanes);
   const int64_t groups = (args.batch + plan.group_batches - 1) / plan.group_batches;
