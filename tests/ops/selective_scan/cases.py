@@ -137,6 +137,8 @@ def gradients(
     pairs = zip(outputs, grads, strict=True)
     used = [(output, grad.to(output.dtype)) for output, grad in pairs if grad is not None and output.requires_grad]
     present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+    if not used:  # without steps the reference's last state is no function of anything
+        return {name: torch.zeros_like(leaf) for name, leaf in present.items()}
     roots, given = zip(*used, strict=True)
     values = torch.autograd.grad(roots, list(present.values()), given, allow_unused=True, materialize_grads=True)
     return dict(zip(present, values, strict=True))
