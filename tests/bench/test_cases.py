@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from fgkernels.bench.cases import late_interaction as cases
 from fgkernels.bench.workloads import late_interaction as work
 
 SELECTED = {case.name: case for _, case in registry.select(["late_interaction"])}
+EVERY = [case for device in ("cpu", "cuda") for _, case in registry.select(device=device)]
+EVERY = list({(case.family, case.name): case for case in EVERY}.values())
+# These run in any process; maxsim-cpu wants one of its own.
+PEERS_ANYWHERE = ("mambapy",)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +61,21 @@ def test_ragged_lengths_have_the_exact_mean_the_formula_assumes():
     assert lengths[:5].tolist() != sorted(lengths[:5].tolist())
 
 
-@pytest.mark.parametrize("case", SELECTED.values(), ids=lambda case: case.name)
-def test_every_implementation_passes_the_gate_at_tiny_shape(case):
-    """Peers and compiled code have processes of their own; here our op, eager expressions and sister workloads."""
+def _runs_here(item: registry.Implementation) -> bool:
+    return item.module is None or item.module in PEERS_ANYWHERE and importlib.util.find_spec(item.module) is not None
+
+
+@pytest.mark.parametrize("case", EVERY, ids=lambda case: case.name)
+def test_every_implementation_passes_the_gate_at_tiny_shape(case, monkeypatch):
+    """What is compiled is run as written."""
+    if case.requires:
+        pytest.importorskip(case.requires)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     inputs = case.inputs(case.tiny)
     with contextlib.nullcontext() if case.backward else torch.no_grad():
         expected = case.reference(inputs)
         for item in case.implementations:
-            if item.group not in ("compiled", "peer"):
+            if _runs_here(item):
                 wanted = item.reference(inputs) if item.reference else expected
                 verdict = gate.check(case, item.prepare(inputs)(), wanted)
                 assert verdict.passed, f"{item.name}: {verdict.problem}"
