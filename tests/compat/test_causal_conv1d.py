@@ -57,6 +57,28 @@ def test_sequences(backend: str) -> None:
     torch.testing.assert_close(out, torch.cat(parts, -1))
 
 
+def test_padding(backend: str) -> None:
+    """Negative sequence numbers and state rows are padding: 0 comes out, no state changes, no gradient flows."""
+    x, weight, bias, _ = inputs()
+    x.requires_grad_()
+    seq_idx = torch.tensor([[0] * 5 + [1] * 4, [2] * 3 + [-1] * 6], dtype=torch.int32)
+    out = causal_conv1d_fn(x, weight, bias, seq_idx, activation="silu")
+    whole = causal_conv1d_fn(x, weight, bias, seq_idx.where(seq_idx >= 0, 3), activation="silu")
+    assert (out[1, :, 3:] == 0).all() and torch.equal(out[0], whole[0]) and torch.equal(out[1, :, :3], whole[1, :, :3])
+    (gradient,) = torch.autograd.grad(out.square().sum(), x)
+    assert (gradient[1, :, 3:] == 0).all() and (gradient[0] != 0).all()
+
+    steps, state = torch.randn(3, 5, 2), torch.randn(4, 5, 3)
+    expected, rows = state.clone(), torch.tensor([2, -1, 0], dtype=torch.int32)
+    for lengths in (None, torch.tensor([7, 1, 3], dtype=torch.int32)):
+        used = torch.tensor([2, 0], dtype=torch.int32)
+        some = causal_conv1d_update(
+            steps[[0, 2]], expected, weight, bias, "silu", None if lengths is None else lengths[[0, 2]], used
+        )
+        every = causal_conv1d_update(steps, state, weight, bias, "silu", lengths, rows)
+        assert torch.equal(every[[0, 2]], some) and (every[1] == 0).all() and torch.equal(state, expected)
+
+
 def test_gradients(backend: str) -> None:
     """Also through the initial and the final states."""
     leaves = [value.double().requires_grad_() for value in inputs()]
@@ -107,3 +129,5 @@ def test_other_activations_are_refused() -> None:
     x, weight, bias, _ = inputs()
     with pytest.raises(NotImplementedError, match="gelu"):
         causal_conv1d_fn(x, weight, bias, activation="gelu")
+    with pytest.raises(NotImplementedError, match="gelu"):
+        causal_conv1d_update(x[..., 0], x[..., :3].clone(), weight, bias, "gelu")
