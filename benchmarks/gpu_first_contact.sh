@@ -107,6 +107,9 @@ step tests 240 "$python" -m pytest -q "${parallel[@]}" -p no:cacheprovider tests
 
 step bench 180 "$python" -m fgkernels bench --device cuda --budget 3 --out "$out/bench" \
   --case filip-clip --case filip-clip-train --case maxsim-collection --case maxsim-int8 --case maxsim-ragged
+# Without torch.compile, which takes longer here than everything else together.
+step bench-scans 120 "$python" -m fgkernels bench --device cuda --budget 2 --no-compile --out "$out/bench-scans" \
+  --case scan-gpu --case scan-gpu-train --case scan2d --case scan2d-train --case conv-train --case chunk-train
 sanitizer=$(command -v compute-sanitizer || echo "$(dirname "$(command -v "$nvcc")")/compute-sanitizer")
 if [ -x "$sanitizer" ]; then
   # Without torch's pool every tensor has bounds of its own.
@@ -122,7 +125,7 @@ fi
 
 if "$python" -c 'import triton' 2>/dev/null; then
   FGKERNELS_BACKEND=triton step bench-triton 90 "$python" -m fgkernels bench --device cuda --budget 3 --no-compile \
-    --out "$out/bench-triton" --case filip-clip --case filip-clip-train
+    --out "$out/bench-triton" --case filip-clip --case filip-clip-train --case scan-gpu --case scan2d
 else
   skip bench-triton "no Triton here"
 fi
@@ -134,5 +137,7 @@ fi
   printf '  %s\n' "${summary[@]}"
   echo "  $((SECONDS - started)) s in all; logs and results in $out"
 } | tee "$out/summary.txt"
-[ ! -f "$out/bench/results.md" ] || cat "$out/bench/results.md"
+for name in bench bench-scans; do
+  [ ! -f "$out/$name/results.md" ] || cat "$out/$name/results.md"
+done
 exit $failed

@@ -57,7 +57,7 @@ def test_a_failing_step_stops_none_of_the_others(stand_ins):
     assert done.returncode == 1, done.stderr
     summary = (out / "summary.txt").read_text()
     assert "FAILED   tests" in summary and "1 failed" in summary
-    for name in ("build", "conformance", "small-calls", "bench", "racecheck-calls", "bench-triton"):
+    for name in ("build", "conformance", "small-calls", "bench", "bench-scans", "racecheck-calls", "bench-triton"):
         assert f"passed   {name} " in summary, summary
     calls = (stand_ins / "calls").read_text().splitlines()
     (build,) = [call for call in calls if "setup.py" in call]
@@ -68,7 +68,7 @@ def test_a_failing_step_stops_none_of_the_others(stand_ins):
     tools = {call.split("--tool ")[1].split()[0] for call in sanitized}
     assert tools == {"memcheck", "racecheck", "synccheck"} and len(sanitized) == 6
     benches = [call for call in calls if "fgkernels bench --device cuda" in call]
-    assert ["backend=triton" in call for call in benches] == [False, True]
+    assert ["backend=triton" in call for call in benches] == [False, False, True]
 
 
 def test_what_does_not_fit_into_the_time_is_said(stand_ins):
@@ -100,4 +100,4 @@ def test_the_small_calls_agree_with_the_reference():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 16 and "WRONG" not in done.stdout
+    assert len(done.stdout.splitlines()) == 44 and "WRONG" not in done.stdout
