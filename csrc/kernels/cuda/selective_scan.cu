@@ -10,11 +10,10 @@
 namespace fgk::cuda {
 namespace {
 
-constexpr int64_t kMaxLength = int64_t{1} << 30;
-
 void check_sizes(const SelectiveScanForward& args) {
-  if (args.length > kMaxLength || args.states > kMaxLength) {
-    throw std::runtime_error("selective scan on CUDA: expected at most 2^30 positions and states");
+  constexpr int64_t kMost = int64_t{1} << 30;
+  for (const int64_t size : {args.batch, args.directions, args.channels, args.length, args.states}) {
+    if (size > kMost) throw std::runtime_error("selective scan on CUDA: expected sizes of at most 2^30");
   }
 }
 

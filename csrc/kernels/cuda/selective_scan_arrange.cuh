@@ -24,10 +24,10 @@ struct ProjectionArray {
 // What a block of the two kernels below works on: 32 steps of 32 states of a (batch, direction, group).
 struct ArrangeBlock {
   int64_t row;  // (batch, direction, group)
-  int64_t b, k, g;
+  int b, k, g;
   int first_step, first_state;
 
-  FGK_DEVICE ArrangeBlock(int64_t directions, int64_t groups, int states, int pitch) {
+  FGK_DEVICE ArrangeBlock(int directions, int groups, int states, int pitch) {
     const int step_tiles = (pitch + kArrangeTile - 1) / kArrangeTile;
     const int state_tiles = (states + kArrangeTile - 1) / kArrangeTile;
     int64_t rest = dev::bid();
@@ -35,9 +35,10 @@ struct ArrangeBlock {
     rest /= step_tiles;
     first_state = static_cast<int>(rest % state_tiles) * kArrangeTile;
     row = rest / state_tiles;
-    g = row % groups;
-    k = row / groups % directions;
-    b = row / groups / directions;
+    const int whole = static_cast<int>(row);  // fewer than blocks
+    g = whole % groups;
+    k = whole / groups % directions;
+    b = whole / groups / directions;
   }
   static int64_t blocks(int64_t rows, int states, int pitch) {
     const auto tiles = [](int64_t count) { return (count + kArrangeTile - 1) / kArrangeTile; };
@@ -119,12 +120,13 @@ template <class T>
 FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kArrangeThreads, 4) sum_directions_kernel(ScanBackwardParams<T> p) {
   using Acc = Accumulation<T>;
   const int64_t i = dev::bid() * kArrangeThreads + dev::tid();
-  const int64_t row_elements = p.channels * p.length;
+  const int64_t row_elements = int64_t{p.channels} * p.length;
   if (i >= p.batch * row_elements) return;
-  const int64_t b = i / row_elements, c = i / p.length % p.channels, t = i % p.length;
+  const int b = static_cast<int>(i / row_elements), c = static_cast<int>(i / p.length % p.channels);
+  const int64_t t = i % p.length;
   const auto sum = [&](const gptr<Acc>& parts) {
     Acc total = 0;
-    for (int64_t k = 0; k < p.directions; ++k) total += parts.ld(p.row(b, k, c) * p.length + t);
+    for (int k = 0; k < p.directions; ++k) total += parts.ld(p.row(b, k, c) * p.length + t);
     return total;
   };
   if (p.du_parts) p.du.row(b, 0, c, p.length).st(t * p.du.position, from_acc<T>(sum(p.du_parts)));

@@ -21,6 +21,17 @@ struct RowSums {
   FGK_DEVICE void st(int t, Acc v) const { far ? far.st(t, v) : near.st(t, v); }
 };
 
+// What a block of the kernel below takes from shared memory.
+template <class T>
+int64_t scan_forward_bytes(const ScanForwardParams<T>& p, bool sums_in_shared) {
+  using Acc = Accumulation<T>;
+  const int64_t tile = p.shape.template tile<T>();
+  return dev::shared_bytes<Acc>(p.shape.joint_count()) + 3 * dev::shared_bytes<Acc>(tile) +
+         dev::shared_bytes<Acc>(tile * p.shape.state_warps) + dev::shared_bytes<Acc>(p.states) +
+         (p.checkpoints ? dev::shared_bytes<Acc>(p.staged_count()) : 0) +
+         (sums_in_shared ? dev::shared_bytes<Acc>(p.length) : 0);
+}
+
 template <class T, bool kJoin>
 class ScanForwardBlock {
  public:
@@ -29,8 +40,8 @@ class ScanForwardBlock {
 
   FGK_DEVICE explicit ScanForwardBlock(const ScanForwardParams<T>& p)
       : p_(p),
-        b_(dev::bid() / p.channels),
-        c_(dev::bid() % p.channels),
+        b_(static_cast<int>(dev::bid()) / p.channels),
+        c_(static_cast<int>(dev::bid()) % p.channels),
         steps_(p.shape.template tile<T>()),
         thread_(p.shape, shared_) {
     dt_ = take_row(1);
@@ -38,7 +49,7 @@ class ScanForwardBlock {
     skip_ = take_row(1);
     parts_ = take_row(p.shape.state_warps);
     running_ = shared_.template take<Acc>(p.states);
-    if (p.checkpoints) staged_ = shared_.template take<Acc>(staged_count(p.shape, p.states));
+    if (p.checkpoints) staged_ = shared_.template take<Acc>(p.staged_count());
     if (summed()) {
       if (p.sums) {
         sums_.far = p.sums.slice(dev::bid() * p.length, p.length);
@@ -48,34 +59,25 @@ class ScanForwardBlock {
     }
   }
 
-  static int64_t shared_bytes(const ScanForwardParams<T>& p, bool sums_in_shared) {
-    const int64_t row = dev::shared_bytes<Acc>(p.shape.template tile<T>());
-    return dev::shared_bytes<Acc>(ScanThread<T, kJoin>::joint_count(p.shape)) + 3 * row +
-           dev::shared_bytes<Acc>(p.shape.template tile<T>() * p.shape.state_warps) + dev::shared_bytes<Acc>(p.states) +
-           (p.checkpoints ? dev::shared_bytes<Acc>(staged_count(p.shape, p.states)) : 0) +
-           (sums_in_shared ? dev::shared_bytes<Acc>(p.length) : 0);
-  }
-
   FGK_DEVICE void run() {
     if (summed()) {
+      FGK_NO_UNROLL
       for (int t = dev::tid(); t < p_.length; t += dev::block_threads()) sums_.st(t, Acc(0));
     }
-    for (int64_t k = 0; k < p_.directions; ++k) direction(k);
+    for (int k = 0; k < p_.directions; ++k) direction(k);
     if (!summed()) return;
     dev::sync_block();
+    FGK_NO_UNROLL
     for (int t = dev::tid(); t < p_.length; t += dev::block_threads()) store(t, sums_.ld(t));
   }
 
  private:
-  FGK_HOST_DEVICE static int staged_count(const ScanShape& shape, int states) {
-    const int chunks = shape.template tile<T>() / kChunkSteps;
-    return (chunks > 0 ? chunks : 1) * states;
-  }
   FGK_DEVICE TileRow<T> take_row(int rows) { return {shared_.template take<Acc>(rows * steps_), steps_}; }
   FGK_DEVICE bool summed() const { return p_.directions > 1; }
 
-  FGK_DEVICE void direction(int64_t k) {
+  FGK_DEVICE void direction(int k) {
     const int64_t row = p_.row(b_, k, c_);
+    FGK_NO_UNROLL
     for (int n = dev::tid(); n < p_.states; n += dev::block_threads()) {
       running_.st(n, p_.initial ? p_.initial.ld(row * p_.states + n) : Acc(0));
     }
@@ -88,18 +90,20 @@ class ScanForwardBlock {
       finish(order, start, row);
     }
     if (!p_.last_state) return;
+    FGK_NO_UNROLL
     for (int n = dev::tid(); n < p_.states; n += dev::block_threads()) {
       p_.last_state.st(row * p_.states + n, running_.ld(n));
     }
   }
 
   // Steps behind the end change no state: delta is 0 there.
-  FGK_DEVICE void load(int64_t k, const ScanOrder<T>& order, int start) {
+  FGK_DEVICE void load(int k, const ScanOrder<T>& order, int start) {
     const gptr<const T> u_row = p_.u.row(b_, k, c_, p_.length);
     const gptr<const T> delta_row = p_.delta.row(b_, k, c_, p_.length);
     const int64_t parameter = p_.parameter_row(k, c_);
     const Acc bias = p_.bias ? p_.bias.ld(parameter) : Acc(0);
     const Acc D = p_.D ? p_.D.ld(parameter) : Acc(0);
+    FGK_NO_UNROLL
     for (int t = dev::tid(); t < steps_; t += dev::block_threads()) {
       Acc u = 0;
       Acc dt = 0;
@@ -115,7 +119,7 @@ class ScanForwardBlock {
     }
   }
 
-  FGK_DEVICE void scan(int64_t k, int start) {
+  FGK_DEVICE void scan(int k, int start) {
     const int step = thread_.step();
     Acc dt[kItems], dtu[kItems], y[kItems] = {};
     dt_.load(step, dt);
@@ -124,8 +128,9 @@ class ScanForwardBlock {
     const ProjectionRows<T> B(p_, p_.B, b_, k, c_), C(p_, p_.C, b_, k, c_);
     const bool starts_chunk = p_.checkpoints && step % kChunkSteps == 0;
 
+    int turn = 0;
     FGK_NO_UNROLL
-    for (int first = 0; first < p_.states; first += p_.shape.states_at_once()) {
+    for (int first = 0; first < p_.states; first += p_.shape.states_at_once(), turn ^= 1) {
       const int n = first + thread_.state();
       const bool there = n < p_.states;
       Acc input[kItems] = {}, C_n[kItems] = {}, a[kItems];
@@ -144,7 +149,7 @@ class ScanForwardBlock {
         input[i] *= dtu[i];
         own = {own.a * a[i], dev::fma(a[i], own.b, input[i])};
       }
-      Acc h = thread_.before(own, entering);
+      Acc h = thread_.before(own, entering, turn);
       if (there && starts_chunk) staged_.st(step / kChunkSteps * p_.states + n, h);
       FGK_UNROLL
       for (int i = 0; i < kItems; ++i) {
@@ -159,8 +164,10 @@ class ScanForwardBlock {
 
   FGK_DEVICE void finish(const ScanOrder<T>& order, int start, int64_t row) {
     const int count = dev::min(steps_, p_.length - start);
+    FGK_NO_UNROLL
     for (int t = dev::tid(); t < count; t += dev::block_threads()) {
       Acc y = skip_.ld(t);
+      FGK_NO_UNROLL
       for (int w = 0; w < p_.shape.state_warps; ++w) y += parts_.next(w).ld(t);
       const int place = order.map(start + t);
       if (place < 0) continue;
@@ -174,6 +181,7 @@ class ScanForwardBlock {
     const int chunk = start / kChunkSteps;
     const int chunks = dev::min((count + kChunkSteps - 1) / kChunkSteps, p_.chunks);
     const gptr<Acc> to = p_.checkpoints.slice((row * p_.chunks + chunk) * p_.states, int64_t{chunks} * p_.states);
+    FGK_NO_UNROLL
     for (int i = dev::tid(); i < chunks * p_.states; i += dev::block_threads()) to.st(i, staged_.ld(i));
   }
 
@@ -183,7 +191,7 @@ class ScanForwardBlock {
   }
 
   const ScanForwardParams<T>& p_;
-  const int64_t b_, c_;
+  const int b_, c_;
   const int steps_;
   dev::Shared shared_;
   ScanThread<T, kJoin> thread_;

@@ -29,6 +29,7 @@ class ScanCall {
   const Acc* acc(const void* p) const { return static_cast<const Acc*>(p); }
   Acc* acc(void* p) const { return static_cast<Acc*>(p); }
 
+  int64_t group_rows() const { return args_.batch * args_.directions * args_.groups; }
   int64_t state_rows() const { return args_.batch * args_.directions * args_.channels; }
   int64_t parameter_rows(bool shared) const { return (shared ? 1 : args_.directions) * args_.channels; }
 
@@ -51,10 +52,10 @@ class ScanCall {
     p.bias = call_.buffers().in(acc(args_.delta_bias), rows, "delta_bias");
     p.initial = call_.buffers().in(acc(args_.initial_state), state_rows() * args_.states, "initial_state");
     p.table = call_.buffers().in(args_.table, args_.directions * args_.length, "table");
-    p.batch = args_.batch;
-    p.directions = args_.directions;
-    p.channels = args_.channels;
-    p.groups = args_.groups;
+    p.batch = static_cast<int32_t>(args_.batch);
+    p.directions = static_cast<int32_t>(args_.directions);
+    p.channels = static_cast<int32_t>(args_.channels);
+    p.groups = static_cast<int32_t>(args_.groups);
     p.length = static_cast<int32_t>(args_.length);
     p.states = static_cast<int32_t>(args_.states);
     p.chunks = static_cast<int32_t>(scan_chunks(args_.length));
@@ -88,7 +89,7 @@ class ScanCall {
       return view;
     }
     const int32_t pitch = row_pitch(args_.length);
-    const int64_t rows = args_.batch * args_.directions * args_.groups;
+    const int64_t rows = group_rows();
     const gptr<T> copy = call_.template scratch<T>(rows * args_.states * pitch, "B or C in scan order");
     dev::launch("arrange_projection", arrange_projection_kernel<T>,
                 {ArrangeBlock::blocks(rows, p.states, pitch), kArrangeThreads,
@@ -150,19 +151,8 @@ class ScanForward : ScanCall<T> {
     p.out = this->sequence_out(this->args_.out, "out");
     p.last_state = buffers.out(this->acc(this->args_.last_state), states, "last_state");
     p.checkpoints = buffers.out(this->acc(this->args_.checkpoints), states * p.chunks, "checkpoints");
-    const int64_t blocks = p.batch * p.channels;
+    const int64_t blocks = this->args_.batch * this->args_.channels;
     p.shape = this->choose_shape(blocks, 32);
-    if (p.shape.position_warps > 1) {
-      launch<true>(p, blocks);
-    } else {
-      launch<false>(p, blocks);
-    }
-  }
-
- private:
-  template <bool kJoin>
-  void launch(ScanForwardParams<T>& p, int64_t blocks) {
-    using Block = ScanForwardBlock<T, kJoin>;
     // Rows longer than this would leave too few blocks on a multiprocessor.
     const int64_t most_for_sums = dev::limits().shared_per_block / 4;
     bool sums_in_shared = p.directions > 1;
@@ -170,10 +160,11 @@ class ScanForward : ScanCall<T> {
       p.sums = this->call_.template scratch<Acc>(blocks * p.length, "sums over directions");
       sums_in_shared = false;
     }
-    const int64_t bytes = Block::shared_bytes(p, sums_in_shared);
+    const int64_t bytes = scan_forward_bytes(p, sums_in_shared);
     this->check_shared(bytes);
-    dev::launch("selective_scan_forward", selective_scan_forward_kernel<T, kJoin>, {blocks, p.shape.threads(), bytes},
-                this->call_.stream(), p);
+    const auto kernel =
+        p.shape.position_warps > 1 ? selective_scan_forward_kernel<T, true> : selective_scan_forward_kernel<T, false>;
+    dev::launch("selective_scan_forward", kernel, {blocks, p.shape.threads(), bytes}, this->call_.stream(), p);
   }
 };
 
@@ -204,17 +195,12 @@ class ScanBackward : ScanCall<T> {
     p.carry = args_.dinitial_state ? buffers.out(this->acc(args_.dinitial_state), rows * p.states, "dinitial_state")
                                    : scratch(rows * p.states, "gradients of states");
     deal_channels(p);
-    const int64_t blocks = p.batch * p.directions * p.groups * p.sets;
-    p.shape = this->choose_shape(blocks, 32);
-    if (p.shape.position_warps > 1) {
-      launch<true>(p, blocks);
-    } else {
-      launch<false>(p, blocks);
-    }
+    launch(p, this->group_rows() * p.sets);
     if (p.du_parts || p.y_parts) {
-      dev::launch("sum_directions", sum_directions_kernel<T>,
-                  {ceil_div(p.batch * p.channels * p.length, kArrangeThreads), kArrangeThreads, 0},
-                  this->call_.stream(), p);
+      dev::launch(
+          "sum_directions", sum_directions_kernel<T>,
+          {ceil_div(args_.forward.batch * args_.forward.channels * p.length, kArrangeThreads), kArrangeThreads, 0},
+          this->call_.stream(), p);
     }
   }
 
@@ -226,7 +212,7 @@ class ScanBackward : ScanCall<T> {
   void deal_channels(ScanBackwardParams<T>& p) const {
     const SelectiveScanForward& in = args_.forward;
     const int64_t group_channels = p.channels / p.groups;
-    const int64_t rows = p.batch * p.directions * p.groups;
+    const int64_t rows = this->group_rows();
     const int64_t arrays = !in.B.constant + !in.C.constant;
     const int64_t set_bytes = rows * arrays * p.states * p.pitch * static_cast<int64_t>(sizeof(Acc));
     const int64_t input_bytes = static_cast<int64_t>(sizeof(T)) *
@@ -242,17 +228,16 @@ class ScanBackward : ScanCall<T> {
     p.sets = static_cast<int32_t>(ceil_div(group_channels, p.set_channels));
   }
 
-  template <bool kJoin>
   void launch(ScanBackwardParams<T>& p, int64_t blocks) {
-    using Block = ScanBackwardBlock<T, kJoin>;
     // Narrower tiles take less shared memory; they must still start at checkpoints.
     const int64_t limit = dev::limits().shared_per_block;
-    const int shortest = kChunkSteps / kScanItems<T>;
-    while (Block::shared_bytes(p, true) > limit / 2 && p.shape.segment > shortest) {
+    constexpr int kShortest = kChunkSteps / kScanItems<T>;
+    p.shape = this->choose_shape(blocks, 32);
+    while (scan_backward_bytes(p, true) > limit / 2 && p.shape.segment > kShortest) {
       p.shape = this->choose_shape(blocks, p.shape.segment / 2);
     }
-    p.rows_in_shared = Block::shared_bytes(p, true) <= limit;
-    const int64_t bytes = Block::shared_bytes(p, p.rows_in_shared);
+    p.rows_in_shared = scan_backward_bytes(p, true) <= limit;
+    const int64_t bytes = scan_backward_bytes(p, p.rows_in_shared);
     this->check_shared(bytes);
 
     const SelectiveScanForward& in = args_.forward;
@@ -270,8 +255,9 @@ class ScanBackward : ScanCall<T> {
     const int64_t row_elements = blocks * p.states * p.pitch;
     if (!in.B.constant) p.dB_rows = scratch(row_elements, "dB of sets of channels");
     if (!in.C.constant) p.dC_rows = scratch(row_elements, "dC of sets of channels");
-    dev::launch("selective_scan_backward", selective_scan_backward_kernel<T, kJoin>, {blocks, p.shape.threads(), bytes},
-                this->call_.stream(), p);
+    const auto kernel =
+        p.shape.position_warps > 1 ? selective_scan_backward_kernel<T, true> : selective_scan_backward_kernel<T, false>;
+    dev::launch("selective_scan_backward", kernel, {blocks, p.shape.threads(), bytes}, this->call_.stream(), p);
     for (const Part* sums : {&dA, &dB, &dC, &dD, &dbias}) {
       if (sums->rows > 1) sum_rows(this->call_, gptr<const Acc>(sums->parts), 1, sums->rows, sums->columns, sums->out);
     }
@@ -288,8 +274,8 @@ class ScanBackward : ScanCall<T> {
             const char* name) {
     if (!data) return {};
     Part out{};
-    out.rows = p.batch * warps * (over_directions ? p.directions : 1);
-    out.columns = (over_directions ? 1 : p.directions) * p.channels * states;
+    out.rows = args_.forward.batch * warps * (over_directions ? p.directions : 1);
+    out.columns = this->parameter_rows(over_directions) * states;
     out.out = this->call_.buffers().out(this->acc(data), out.columns, name);
     out.parts = out.rows > 1 ? scratch(out.rows * out.columns, "parts of a parameter's gradient") : out.out;
     return out;
@@ -298,7 +284,7 @@ class ScanBackward : ScanCall<T> {
   void sum_projection(const ScanBackwardParams<T>& p, gptr<Acc> rows, const ScanProjection& to, const char* name) {
     const gptr<T> data = this->call_.buffers().out(static_cast<T*>(to.data), to.span, name);
     dev::launch("sum_projection_gradient", sum_projection_gradient_kernel<T>,
-                {ArrangeBlock::blocks(p.batch * p.directions * p.groups, p.states, p.pitch), kArrangeThreads,
+                {ArrangeBlock::blocks(this->group_rows(), p.states, p.pitch), kArrangeThreads,
                  dev::shared_bytes<Acc>(kArrangeTile * kArrangePitch)},
                 this->call_.stream(), p, gptr<const Acc>(rows), p.sets, p.pitch,
                 ProjectionArray<T>{data, to.batch, to.direction, to.group, to.state, to.position});

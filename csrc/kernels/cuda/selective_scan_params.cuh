@@ -22,6 +22,8 @@ struct ScanShape {
   int32_t position_warps;
 
   FGK_HOST_DEVICE int threads() const { return 32 * state_warps * position_warps; }
+  // Numbers in shared memory by which position warps tell each other what their steps amount to.
+  FGK_HOST_DEVICE int joint_count() const { return position_warps > 1 ? 4 * state_warps * position_warps : 0; }
   // States under way at a time.
   FGK_HOST_DEVICE int states_at_once() const { return 32 / segment * state_warps; }
   template <class T>
@@ -36,7 +38,7 @@ struct SequenceView {
   gptr<T> data;
   int64_t batch, direction, channel, position;
 
-  FGK_DEVICE gptr<T> row(int64_t b, int64_t k, int64_t c, int length) const {
+  FGK_DEVICE gptr<T> row(int b, int k, int c, int length) const {
     return data.slice(b * batch + k * direction + c * channel, (length - 1) * position + 1);
   }
 };
@@ -60,16 +62,16 @@ struct ScanInputs {
   ProjectionView<T> B, C;
   gptr<const Acc> initial;
   gptr<const int32_t> table;
-  int64_t batch, directions, channels, groups;
+  int32_t batch, directions, channels, groups;
   int32_t length, states, chunks;
   ScanShape shape;
   bool shared_parameters;
   bool ordered;
   bool softplus;
 
-  FGK_DEVICE int64_t parameter_row(int64_t k, int64_t c) const { return shared_parameters ? c : k * channels + c; }
-  FGK_DEVICE int64_t row(int64_t b, int64_t k, int64_t c) const { return (b * directions + k) * channels + c; }
-  FGK_DEVICE int64_t group_of(int64_t c) const { return c / (channels / groups); }
+  FGK_DEVICE int64_t parameter_row(int k, int c) const { return shared_parameters ? c : int64_t{k} * channels + c; }
+  FGK_DEVICE int64_t row(int b, int k, int c) const { return (int64_t{b} * directions + k) * channels + c; }
+  FGK_DEVICE int group_of(int c) const { return c / (channels / groups); }
 };
 
 template <class T>
@@ -79,6 +81,12 @@ struct ScanForwardParams : ScanInputs<T> {
   SequenceView<T> out;
   gptr<Acc> last_state;
   gptr<Acc> checkpoints;
+  // States of a tile's checkpoints.
+  FGK_HOST_DEVICE int staged_count() const {
+    const int chunks = this->shape.template tile<T>() / kChunkSteps;
+    return (chunks > 0 ? chunks : 1) * this->states;
+  }
+
   gptr<Acc> sums;  // (batch, channels, length), where directions are summed up and a row is too long for shared memory
 };
 

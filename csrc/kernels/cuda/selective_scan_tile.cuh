@@ -34,22 +34,36 @@ struct TileRow {
   FGK_DEVICE void st(int t, Acc v) const { data.st(place(t), v); }
   FGK_DEVICE TileRow next(int rows) const { return {data + rows * steps, steps}; }
 
-  // All items of the thread whose first one is step t.
+  // One half of the items of the thread whose first one is step t.
+  FGK_DEVICE void load_half(int t, int half, Acc (&to)[kHalf]) const {
+    const Half v = data.template ld_as<Half>(half * (steps / 2) + t / 2);
+    FGK_UNROLL
+    for (int i = 0; i < kHalf; ++i) to[i] = v.value[i];
+  }
+  FGK_DEVICE void store_half(int t, int half, const Acc (&from)[kHalf]) const {
+    Half v;
+    FGK_UNROLL
+    for (int i = 0; i < kHalf; ++i) v.value[i] = from[i];
+    data.template st_as<Half>(half * (steps / 2) + t / 2, v);
+  }
+
+  // All of them.
   FGK_DEVICE void load(int t, Acc (&to)[2 * kHalf]) const {
     FGK_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const Half v = data.template ld_as<Half>(half * (steps / 2) + t / 2);
+      Acc part[kHalf];
+      load_half(t, half, part);
       FGK_UNROLL
-      for (int i = 0; i < kHalf; ++i) to[half * kHalf + i] = v.value[i];
+      for (int i = 0; i < kHalf; ++i) to[half * kHalf + i] = part[i];
     }
   }
   FGK_DEVICE void store(int t, const Acc (&from)[2 * kHalf]) const {
     FGK_UNROLL
     for (int half = 0; half < 2; ++half) {
-      Half v;
+      Acc part[kHalf];
       FGK_UNROLL
-      for (int i = 0; i < kHalf; ++i) v.value[i] = from[half * kHalf + i];
-      data.template st_as<Half>(half * (steps / 2) + t / 2, v);
+      for (int i = 0; i < kHalf; ++i) part[i] = from[half * kHalf + i];
+      store_half(t, half, part);
     }
   }
 
@@ -59,7 +73,8 @@ struct TileRow {
   };
 };
 
-// Where a thread stands in its block's tile, and its share of the scans. kJoin: there are several position warps.
+// Where a thread stands in its block's tile, and its share of the scans. kJoin: there are several position warps, whose
+// segments have all lanes.
 template <class T, bool kJoin>
 class ScanThread {
  public:
@@ -70,37 +85,35 @@ class ScanThread {
   FGK_DEVICE ScanThread(const ScanShape& shape, dev::Shared& shared)
       : segment_(shape.segment),
         lane_(dev::lane() & (shape.segment - 1)),
-        position_warps_(shape.position_warps),
-        position_warp_(dev::warp() % shape.position_warps),
-        state_warp_(dev::warp() / shape.position_warps) {
-    if constexpr (kJoin) joint_ = shared.take<Acc>(joint_count(shape));
-  }
-
-  FGK_HOST_DEVICE static int joint_count(const ScanShape& shape) {
-    return kJoin ? 4 * shape.state_warps * shape.position_warps : 0;
+        position_warps_(kJoin ? shape.position_warps : 1),
+        position_warp_(kJoin ? dev::warp() % shape.position_warps : 0),
+        state_warp_(kJoin ? dev::warp() / shape.position_warps : dev::warp()) {
+    if constexpr (kJoin) joint_ = shared.take<Acc>(shape.joint_count());
   }
 
   // First of the thread's steps within the tile.
-  FGK_DEVICE int step() const { return (position_warp_ * segment_ + lane_) * kItems; }
+  FGK_DEVICE int step() const { return (position_warp_ * segment() + lane_) * kItems; }
   // Which of the states that are under way at a time is the thread's.
-  FGK_DEVICE int state() const { return state_warp_ * (32 / segment_) + dev::lane() / segment_; }
+  FGK_DEVICE int state() const { return state_warp_ * (32 / segment()) + dev::lane() / segment(); }
   FGK_DEVICE int state_warp() const { return state_warp_; }
   FGK_DEVICE int position_warp() const { return position_warp_; }
   FGK_DEVICE bool first_in_warp() const { return lane_ == 0; }
   FGK_DEVICE bool first_in_tile() const { return lane_ == 0 && position_warp_ == 0; }
-  FGK_DEVICE bool last_in_tile() const { return lane_ == segment_ - 1 && position_warp_ == position_warps_ - 1; }
+  FGK_DEVICE bool last_in_tile() const { return lane_ == segment() - 1 && position_warp_ == position_warps_ - 1; }
 
-  // h before the thread's steps, whose composition is `own`, given h before the tile.
-  FGK_DEVICE Acc before(const Affine<Acc>& own, Acc entering) {
+  // h before the thread's steps, whose composition is `own`, given h before the tile. Two scans with no barrier
+  // in between take turns 0 and 1.
+  FGK_DEVICE Acc before(const Affine<Acc>& own, Acc entering, int turn) const {
     Affine<Acc> all = own;
     FGK_NO_UNROLL
-    for (int d = 1; d < segment_; d *= 2) {
+    for (int d = 1; d < segment(); d *= 2) {
       const Acc a = dev::shfl_up(all.a, d);
       const Acc b = dev::shfl_up(all.b, d);
       if (lane_ >= d) all = {all.a * a, dev::fma(all.a, b, all.b)};
     }
     if constexpr (kJoin) {
-      const sptr<Acc> joint = publish(all, lane_ == segment_ - 1);
+      const sptr<Acc> joint = publish(all, lane_ == segment() - 1, turn);
+      FGK_NO_UNROLL
       for (int w = 0; w < position_warp_; ++w) entering = dev::fma(joint.ld(2 * w), entering, joint.ld(2 * w + 1));
     }
     const Acc a = dev::shfl_up(all.a, 1);
@@ -109,47 +122,47 @@ class ScanThread {
   }
 
   // The same against the steps' order: what comes out of the later steps for the thread's last one.
-  FGK_DEVICE Acc behind(const Affine<Acc>& own, Acc entering) {
+  FGK_DEVICE Acc behind(const Affine<Acc>& own, Acc entering, int turn) const {
     Affine<Acc> all = own;
     FGK_NO_UNROLL
-    for (int d = 1; d < segment_; d *= 2) {
+    for (int d = 1; d < segment(); d *= 2) {
       const Acc a = dev::shfl_down(all.a, d);
       const Acc b = dev::shfl_down(all.b, d);
-      if (lane_ + d < segment_) all = {all.a * a, dev::fma(all.a, b, all.b)};
+      if (lane_ + d < segment()) all = {all.a * a, dev::fma(all.a, b, all.b)};
     }
     if constexpr (kJoin) {
-      const sptr<Acc> joint = publish(all, lane_ == 0);
+      const sptr<Acc> joint = publish(all, lane_ == 0, turn);
+      FGK_NO_UNROLL
       for (int w = position_warps_ - 1; w > position_warp_; --w) {
         entering = dev::fma(joint.ld(2 * w), entering, joint.ld(2 * w + 1));
       }
     }
     const Acc a = dev::shfl_down(all.a, 1);
     const Acc b = dev::shfl_down(all.b, 1);
-    return lane_ == segment_ - 1 ? entering : dev::fma(a, entering, b);
+    return lane_ == segment() - 1 ? entering : dev::fma(a, entering, b);
   }
 
   // Sum over the lanes of the segment, in each of them.
   FGK_DEVICE Acc segment_sum(Acc v) const {
     FGK_NO_UNROLL
-    for (int mask = segment_ / 2; mask > 0; mask /= 2) v += dev::shfl_xor(v, mask);
+    for (int mask = segment() / 2; mask > 0; mask /= 2) v += dev::shfl_xor(v, mask);
     return v;
   }
 
   // Adds up what the warp's segments have of the same steps, and leaves the sums in the row of the state warp.
   FGK_DEVICE void store_sums(const TileRow<T>& rows, Acc (&v)[kItems]) const {
     FGK_NO_UNROLL
-    for (int mask = segment_; mask < 32; mask *= 2) {
+    for (int mask = segment(); mask < 32; mask *= 2) {
       FGK_UNROLL
       for (int i = 0; i < kItems; ++i) v[i] += dev::shfl_xor(v[i], mask);
     }
-    if (dev::lane() < segment_) rows.next(state_warp_).store(step(), v);
+    if (dev::lane() < segment()) rows.next(state_warp_).store(step(), v);
   }
 
  private:
   // Shows the warp's composition to the other position warps of the state; two buffers, so that one barrier is enough.
-  FGK_DEVICE sptr<Acc> publish(const Affine<Acc>& all, bool whole) {
-    const sptr<Acc> joint = joint_ + (turn_ * block_warps() + state_warp_ * position_warps_) * 2;
-    turn_ ^= 1;
+  FGK_DEVICE sptr<Acc> publish(const Affine<Acc>& all, bool whole, int turn) const {
+    const sptr<Acc> joint = joint_ + (turn * block_warps() + state_warp_ * position_warps_) * 2;
     if (whole) {
       joint.st(2 * position_warp_, all.a);
       joint.st(2 * position_warp_ + 1, all.b);
@@ -157,10 +170,10 @@ class ScanThread {
     dev::sync_block();
     return joint;
   }
+  FGK_DEVICE int segment() const { return kJoin ? 32 : segment_; }
   FGK_DEVICE static int block_warps() { return dev::block_threads() / 32; }
 
   int segment_, lane_, position_warps_, position_warp_, state_warp_;
-  int turn_ = 0;
   sptr<Acc> joint_;
 };
 
@@ -190,10 +203,10 @@ struct ProjectionRows {
   const ProjectionView<T>& view;
   int64_t start;
 
-  FGK_DEVICE ProjectionRows(const ScanInputs<T>& p, const ProjectionView<T>& from, int64_t b, int64_t k, int64_t c)
+  FGK_DEVICE ProjectionRows(const ScanInputs<T>& p, const ProjectionView<T>& from, int b, int k, int c)
       : view(from),
         start(from.rows ? b * from.batch + k * from.direction + p.group_of(c) * from.group
-                        : k * from.direction + c * p.states) {}
+                        : k * from.direction + int64_t{c} * p.states) {}
 
   FGK_DEVICE void load(int n, int t, int length, Acc (&to)[kScanItems<T>]) const {
     if (view.rows) return load_steps(view, view.rows.slice(start + n * view.state, row_count(length)), t, length, to);
@@ -214,8 +227,8 @@ struct ScanOrder {
   int length;
   bool ordered;
 
-  FGK_DEVICE ScanOrder(const ScanInputs<T>& p, int64_t k) : length(p.length), ordered(p.ordered) {
-    if (p.table) row = p.table.slice(k * p.length, p.length);
+  FGK_DEVICE ScanOrder(const ScanInputs<T>& p, int k) : length(p.length), ordered(p.ordered) {
+    if (p.table) row = p.table.slice(int64_t{k} * p.length, p.length);
   }
   FGK_DEVICE int map(int t) const {
     if (!row) return t;
