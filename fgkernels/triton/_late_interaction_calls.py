@@ -10,9 +10,9 @@ from torch import Tensor
 
 from . import _late_interaction_backward as backward_kernels
 from . import _late_interaction_forward as forward_kernels
-from ._late_interaction_plan import ceil_div, channel_block, column_group, owner_block, row_block, swap_sides
+from ._late_interaction_plan import channel_block, column_group, owner_block, row_block, swap_sides
 from ._packed import Packed, Tiles, token_samples
-from .device import INTERPRETED, next_power_of_2
+from .device import INTERPRETED, ceil_div, next_power_of_2
 
 #: Bytes of best matches that a call holds at a time; above it samples are served in several runs.
 SCRATCH_BYTES = 2**28

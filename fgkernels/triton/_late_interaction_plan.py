@@ -10,11 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .device import INTERPRETED, multiprocessors, next_power_of_2
-
-
-def ceil_div(count: int, block: int) -> int:
-    return -(-count // block)
+from .device import INTERPRETED, ceil_div, multiprocessors, next_power_of_2
 
 
 def row_block(length: int, samples: int, element_size: int, paired: bool, both: bool) -> tuple[int, int]:

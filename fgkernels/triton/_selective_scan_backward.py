@@ -17,7 +17,6 @@ from ._scan_math import LOG2_E, scan, silu, silu_gradient, softplus_gradient
 from ._selective_scan_forward import (
     channel_rows,
     channel_values,
-    fixed,
     load_tile,
     over_states,
     place_of,
@@ -26,7 +25,7 @@ from ._selective_scan_forward import (
     projection_base,
     time_steps,
 )
-from .device import device_function, rounded, sum_of
+from .device import device_function, fixed, rounded, sum_of
 
 
 @device_function

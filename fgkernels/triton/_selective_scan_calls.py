@@ -14,8 +14,8 @@ from . import _selective_scan_backward as backward_kernels
 from . import _selective_scan_directions as direction_kernels
 from . import _selective_scan_forward as forward_kernels
 from ._arguments import strides
-from ._selective_scan_plan import Blocks, blocks, ceil_div, parts, passing_blocks
-from .device import INTERPRETED
+from ._selective_scan_plan import Blocks, blocks, parts, passing_blocks
+from .device import INTERPRETED, ceil_div
 
 
 @dataclass(frozen=True)

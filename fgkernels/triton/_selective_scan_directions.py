@@ -11,8 +11,7 @@ from triton.language import core  # noqa: F401 (the interpreter patches it only 
 
 from ._scan_math import silu, silu_gradient
 from ._selective_scan_forward import positions_of
-from ._selective_scan_plan import ceil_div
-from .device import Kernel, device_function, next_power_of_2, rounded
+from .device import Kernel, ceil_div, device_function, next_power_of_2, rounded
 
 
 @device_function

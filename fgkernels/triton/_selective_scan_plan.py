@@ -14,10 +14,6 @@ from .device import INTERPRETED, next_power_of_2
 SCRATCH_BYTES = 2**26
 
 
-def ceil_div(count: int, block: int) -> int:
-    return -(-count // block)
-
-
 def step_block(length: int) -> int:
     return next_power_of_2(length, low=16, high=CHUNK)
 

@@ -10,8 +10,7 @@ from triton.language import core  # noqa: F401 (the interpreter patches it only 
 
 from ._arguments import strides
 from ._scan_math import LOG2_E, silu, softplus
-from ._selective_scan_forward import fixed
-from .device import INTERPRETED, next_power_of_2, rounded, sum_of
+from .device import INTERPRETED, ceil_div, fixed, next_power_of_2, rounded, sum_of
 
 
 @triton.jit
@@ -96,7 +95,7 @@ def state_update(
     block_n = next_power_of_2(states, high=2**16 if INTERPRETED else 128)
     block_r = next_power_of_2(rows, high=max(2**18 // block_n, 1)) if INTERPRETED else 1024 // block_n
     kernel.launch(
-        x.device, lambda named: -(-rows // block_r),
+        x.device, lambda named: ceil_div(rows, block_r),
         **strides("state", with_heads(state, 1), "ehdn"), **strides("x", with_heads(x, 1), "bhd"),
         **strides("dt", with_heads(dt, 1), "bhd"), **strides("z", with_heads(z, 1), "bhd"),
         **strides("A", with_heads(A, 0), "hdn"), **strides("D", with_heads(D, 0), "hd"),
