@@ -303,9 +303,7 @@ def check_state_update(
         )
     else:
         check_tensor("state_batch_indices", state_batch_indices)
-        check_like(
-            expect, "state_batch_indices", state_batch_indices, "(B,)", (batch,), "x", torch.int32, device
-        )  # fmt: skip
+        check_like(expect, "state_batch_indices", state_batch_indices, "(B,)", (batch,), "x", torch.int32, device)
 
 
 def check_entries(state_batch_indices: Tensor, entries: int) -> None:

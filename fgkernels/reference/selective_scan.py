@@ -70,7 +70,7 @@ def selective_state_update(
     checks.check_state_update(raise_error, *arguments)
     state, *rest, indices = arguments
     checks.check_no_gradient(state, *rest)
-    if indices is not None and not torch.compiler.is_compiling():
+    if indices is not None and checks.values_can_be_read(indices):
         checks.check_entries(indices, state.shape[0])
     rows = state if indices is None else state[indices.to(torch.int64)]
     out, new = state_update_core(rows, *rest, dt_softplus)
