@@ -90,14 +90,15 @@ class PlainTile {
   sptr<Acc> parts_;
 };
 
-// Block: 64 positions of a head. Stores what the state at the start of the chunk gives to y, times gy, summed over
-// channels; and dz, which takes y. Blocks: tiles of positions fastest, heads, chunks, batch.
+// Block: 64 positions of a head. Stores what their outputs give to the gradients by the exponents of the chunk, and dz,
+// which takes y. Blocks: tiles of positions fastest, heads, chunks, batch.
 template <class Math, class T>
-FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_output_gradients_kernel(ScanGradientParams<T> g) {
+FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, sizeof(T) == 8 ? 1 : 2)
+    chunk_output_gradients_kernel(ScanGradientParams<T> g) {
   using Acc = Accumulation<T>;
   const ScanParams<T>& p = g.forward;
   int64_t rest = dev::bid();
-  const int tile = static_cast<int>(rest % kChunkTiles);
+  const int tile = static_cast<int>(rest % kChunkTiles), i0 = tile * kTile;
   rest /= kChunkTiles;
   const int head = static_cast<int>(rest % p.heads);
   rest /= p.heads;
@@ -105,33 +106,58 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_output_gradients_kernel
   Chunk<T> chunk(p, shared, rest / p.chunks, static_cast<int>(rest % p.chunks));
   const typename Math::Operand scores(shared), memory(shared);
   const PlainTile<Acc> plain(memory.memory(), shared);
-  const sptr<Acc> sums = shared.take<Acc>(kTile);
+  const sptr<Acc> from_start = shared.take<Acc>(kTile);    // what the first state gives to y, times gy
+  const sptr<Acc> carry = shared.take<Acc>(kTile);         // sums of rows over the tiles of steps so far
+  const sptr<Acc> by_exponent = shared.take<Acc>(kChunk);  // from pairs of steps before and outputs after it
   if (tile >= chunk.tiles()) return;
+  if (dev::tid() < kTile) {
+    from_start.st(dev::tid(), Acc(0));
+    carry.st(dev::tid(), Acc(0));
+  }
+  if (dev::tid() < kChunk) by_exponent.st(dev::tid(), Acc(0));
   chunk.load(head);
-  if (dev::tid() < kTile) sums.st(dev::tid(), Acc(0));
 
+  const bool gated = bool(p.z.data);
+  const auto gy = [&](int k, int m) { return chunk.gy(g.grad_out, i0 + m, head, k); };
   for (int p0 = 0; p0 < p.channels; p0 += kTile) {
     typename Math::Tile y;
     add_start_state<Math>(p, chunk, memory, head, tile, p0, y);
     dev::sync_block();
-    y.each([&](int row, int column, Acc& value) {
-      plain.store(row, column, value * chunk.gy(g.grad_out, tile * kTile + row, head, p0 + column));
+    y.each([&](int row, int column, Acc& value) { plain.store(row, column, value * gy(p0 + column, row)); });
+    plain.add_row_sums(from_start);
+    if (p0 > 0 && !gated) continue;
+    add_chunk_steps<Math>(p, chunk, scores, memory, head, tile, p0, gated, y, [&](int from) {
+      if (p0 > 0) return;
+      const int j0 = from * kTile;
+      typename Math::Tile products;
+      multiply<Along::k, Along::k>(products, memory, p.channels, gy,
+                                   [&](int k, int m) { return chunk.x(j0 + m, head, k); });
+      dev::sync_block();
+      products.each([&](int row, int column, Acc& value) {
+        // Step j itself is no part of the decays from it on.
+        const bool later = i0 + row > j0 + column;
+        plain.store(row, column, later ? value * scores.load(column, row) : Acc(0));
+      });
+      plain.add_sums_left_of(carry, from == tile, by_exponent.slice(j0, kTile));
     });
-    plain.add_row_sums(sums);
-    if (!p.z.data) continue;
-    add_chunk_steps<Math>(p, chunk, scores, memory, head, tile, p0, y);
+    if (!gated) continue;
     y.each([&](int row, int column, Acc& value) {
-      const int i = tile * kTile + row, channel = p0 + column;
+      const int i = i0 + row, channel = p0 + column;
       if (i >= chunk.rows || channel >= p.channels) return;
       const Acc out = value + p.skip(head, channel) * chunk.x(i, head, channel);
       const Acc grad = chunk.element(g.grad_out, i, head, channel, p.channels);
       const Acc dz = grad * out * silu_slope(chunk.z(i, head, channel));
-      g.dz.at(chunk.b, chunk.first + i, head, p.channels).st(channel * g.dz.column, from_acc<T>(dz));
+      g.dz.at(chunk.b, chunk.first + i, head, p.channels)
+          .st(static_cast<int64_t>(channel) * g.dz.column, from_acc<T>(dz));
     });
   }
   dev::sync_block();
-  const int64_t row = ((chunk.b * p.chunks + chunk.chunk) * p.heads + head) * kChunk + tile * kTile;
-  if (dev::tid() < kTile) g.from_start.st(row + dev::tid(), sums.ld(dev::tid()));
+  const int64_t slot = (chunk.b * p.chunks + chunk.chunk) * p.heads + head;
+  const int k = dev::tid();
+  if (k >= kChunk) return;
+  Acc total = by_exponent.ld(k);
+  for (int row = dev::max(k - i0, 0); row < kTile; ++row) total += from_start.ld(row);
+  g.by_exponent.st((slot * kChunkTiles + tile) * kChunk + k, total);
 }
 
 // Block: dx and ddt of a chunk of a head, and what the chunk adds to dA, dD and ddt_bias. Blocks: heads fastest,
@@ -146,15 +172,11 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_input_gradients_kernel(
   Chunk<T> chunk(p, shared, rest / p.chunks, static_cast<int>(rest % p.chunks));
   const typename Math::Operand scores(shared), memory(shared);
   const PlainTile<Acc> plain(memory.memory(), shared);
-  const sptr<Acc> by_step = shared.take<Acc>(kChunk);      // by dt[j] but for its part in decays
-  const sptr<Acc> by_exponent = shared.take<Acc>(kChunk);  // by dt[k] A
-  const sptr<Acc> to_end = shared.take<Acc>(kChunk);  // x[j] g_end B[j], decayed: what step j gives beyond the chunk
-  const sptr<Acc> carry = shared.take<Acc>(kChunk);   // sums of rows over the tiles behind
-  for (int i = dev::tid(); i < kChunk; i += kTileThreads) {
-    by_step.st(i, Acc(0));
-    by_exponent.st(i, Acc(0));
-    to_end.st(i, Acc(0));
-    carry.st(i, Acc(0));
+  const sptr<Acc> by_step = shared.take<Acc>(kChunk);  // by dt[j] but for its part in decays
+  const sptr<Acc> to_end = shared.take<Acc>(kChunk);   // x[j] g_end B[j], decayed: what step j gives beyond the chunk
+  if (dev::tid() < kChunk) {
+    by_step.st(dev::tid(), Acc(0));
+    to_end.st(dev::tid(), Acc(0));
   }
   chunk.load(head);
   const gptr<const Acc> end_gradient = p.chunk_state(g.end_gradients, chunk.b, chunk.chunk, head);
@@ -162,52 +184,44 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_input_gradients_kernel(
   for (int tile = 0; tile < chunk.tiles(); ++tile) {
     const int j0 = tile * kTile;
     const auto B = [&](int n, int m) { return chunk.B(j0 + m, group, n); };
+    // sums[j] += the sum over channels of values times x.
+    const auto times_x = [&](typename Math::Tile values, int p0, sptr<Acc> sums) {
+      dev::sync_block();
+      fill<Along::m>(memory, kTile, [&](int j, int m) { return chunk.x(j0 + j, head, p0 + m); });
+      dev::sync_block();
+      values.each([&](int row, int column, Acc& value) { value *= memory.load(row, column); });
+      dev::sync_block();
+      values.each([&](int row, int column, Acc& value) { plain.store(row, column, value); });
+      plain.add_row_sums(sums);
+    };
     for (int p0 = 0; p0 < p.channels; p0 += kTile) {
       typename Math::Tile dx;
       multiply<Along::k, Along::k>(dx, memory, p.states, B,
                                    [&](int n, int m) { return chunk.state(end_gradient, p0 + m, n); });
-      dev::sync_block();
-      dx.each([&](int row, int column, Acc& value) {
-        value *= chunk.to_end(j0 + row);
-        plain.store(row, column, value * chunk.x(j0 + row, head, p0 + column));
-      });
-      plain.add_row_sums(to_end.slice(j0, kTile));
+      dx.each([&](int row, int, Acc& value) { value *= chunk.to_end(j0 + row); });
+      times_x(dx, p0, to_end.slice(j0, kTile));
       for (int from = tile; from < chunk.tiles(); ++from) {
         const int i0 = from * kTile;
-        {
-          typename Math::Tile products;
-          multiply<Along::k, Along::k>(
-              products, memory, p.states, [&](int n, int m) { return chunk.C(i0 + m, group, n); }, B);
-          products.each([&](int row, int column, Acc& value) {
-            scores.store(row, column, value * chunk.decay(i0 + row, j0 + column));
-          });
-        }
-        if (p0 == 0) {
-          typename Math::Tile products;
-          multiply<Along::k, Along::k>(
-              products, memory, p.channels, [&](int k, int m) { return chunk.gy(g.grad_out, i0 + m, head, k); },
-              [&](int k, int m) { return chunk.x(j0 + m, head, k); });
-          dev::sync_block();
-          products.each([&](int row, int column, Acc& value) {
-            // Step j itself is no part of the decays from it on.
-            const bool later = i0 + row > j0 + column;
-            plain.store(row, column, later ? value * scores.load(row, column) * chunk.dt(j0 + column) : Acc(0));
-          });
-          plain.add_sums_left_of(carry.slice(i0, kTile), from == tile, by_exponent.slice(j0, kTile));
-        }
+        typename Math::Tile products;
+        multiply<Along::k, Along::k>(
+            products, memory, p.states, [&](int n, int m) { return chunk.C(i0 + m, group, n); }, B);
+        products.each([&](int row, int column, Acc& value) {
+          scores.store(row, column, value * chunk.decay(i0 + row, j0 + column));
+        });
         multiply_by<Along::m>(dx, scores, memory, chunk.tile_rows(from),
                               [&](int i, int m) { return chunk.gy(g.grad_out, i0 + i, head, p0 + m); });
       }
+      times_x(dx, p0, by_step.slice(j0, kTile));
+      dev::sync_block();
+      fill<Along::m>(memory, kTile, [&](int j, int m) { return chunk.gy(g.grad_out, j0 + j, head, p0 + m); });
       dev::sync_block();
       dx.each([&](int row, int column, Acc& value) {
         const int j = j0 + row, channel = p0 + column;
-        plain.store(row, column, value * chunk.x(j, head, channel));
         if (j >= chunk.rows || channel >= p.channels) return;
-        const Acc total = chunk.dt(j) * value + p.skip(head, channel) * chunk.gy(g.grad_out, j, head, channel);
-        g.dx.at(chunk.b, chunk.first + j, head, p.channels).st(channel * g.dx.column, from_acc<T>(total));
+        const Acc total = chunk.dt(j) * value + p.skip(head, channel) * memory.load(row, column);
+        g.dx.at(chunk.b, chunk.first + j, head, p.channels)
+            .st(static_cast<int64_t>(channel) * g.dx.column, from_acc<T>(total));
       });
-      plain.add_row_sums(by_step.slice(j0, kTile));
-      dev::sync_block();
     }
   }
 
@@ -221,9 +235,10 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_input_gradients_kernel(
   const int k = dev::tid();
   Acc dA = 0, ddt = 0;
   if (k < chunk.rows) {
-    Acc exponent = by_exponent.ld(k) + through;
-    const gptr<const Acc> outputs = gptr<const Acc>(g.from_start).slice(slot * kChunk, kChunk);
-    for (int i = k; i < chunk.rows; ++i) exponent += outputs.ld(i);
+    Acc exponent = through;
+    for (int tile = 0; tile < chunk.tiles(); ++tile) {
+      exponent += gptr<const Acc>(g.by_exponent).ld((slot * kChunkTiles + tile) * kChunk + k);
+    }
     for (int j = 0; j < k; ++j) exponent += chunk.dt(j) * to_end.ld(j);
     dA = chunk.dt(k) * exponent;
     ddt = chunk.slope(k) * (by_step.ld(k) + p.A.ld(head) * exponent);

@@ -92,11 +92,12 @@ FGK_DEVICE void add_start_state(const ScanParams<T>& p, const Chunk<T>& chunk, c
   });
 }
 
-// What the steps of the chunk give to the same tile, without D x.
-template <class Math, class T>
+// What the steps of the chunk give to the same tile (if with_y), without D x. For each tile `from` of steps,
+// with_scores(from) sees the decayed scores dt[j] C[i] B[j] in place, element (j, i).
+template <class Math, class T, class WithScores>
 FGK_DEVICE void add_chunk_steps(const ScanParams<T>& p, const Chunk<T>& chunk, const typename Math::Operand& scores,
-                                const typename Math::Operand& memory, int head, int tile, int p0,
-                                typename Math::Tile& y) {
+                                const typename Math::Operand& memory, int head, int tile, int p0, bool with_y,
+                                typename Math::Tile& y, const WithScores& with_scores) {
   using Acc = Accumulation<T>;
   const int group = p.group(head);
   for (int from = 0; from <= tile; ++from) {
@@ -108,6 +109,8 @@ FGK_DEVICE void add_chunk_steps(const ScanParams<T>& p, const Chunk<T>& chunk, c
       const int j = from * kTile + column;
       scores.store(column, row, chunk.decay(tile * kTile + row, j) * chunk.dt(j) * value);
     });
+    with_scores(from);
+    if (!with_y) continue;
     multiply_by<Along::m>(y, scores, memory, chunk.tile_rows(from),
                           [&](int j, int m) { return chunk.x(from * kTile + j, head, p0 + m); });
   }
@@ -134,13 +137,14 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_outputs_kernel(ScanPara
 
   typename Math::Tile y;
   add_start_state<Math>(p, chunk, memory, head, tile, p0, y);
-  add_chunk_steps<Math>(p, chunk, scores, memory, head, tile, p0, y);
+  add_chunk_steps<Math>(p, chunk, scores, memory, head, tile, p0, true, y, [](int) {});
   y.each([&](int row, int column, Acc& value) {
     const int i = tile * kTile + row, channel = p0 + column;
     if (i >= chunk.rows || channel >= p.channels) return;
     Acc out = value + p.skip(head, channel) * chunk.x(i, head, channel);
     if (p.z.data) out *= silu(chunk.z(i, head, channel));
-    p.out.at(chunk.b, chunk.first + i, head, p.channels).st(channel * p.out.column, from_acc<T>(out));
+    p.out.at(chunk.b, chunk.first + i, head, p.channels)
+        .st(static_cast<int64_t>(channel) * p.out.column, from_acc<T>(out));
   });
 }
 

@@ -33,13 +33,13 @@ class ScanCall : public KernelCall {
   using KernelCall::KernelCall;
 
   HeadView<const T> in(const HeadSequence& s, const char* name) {
-    return {buffers().in(static_cast<const T*>(s.data), s.span, name), s.batch, s.position, s.head, s.channel};
+    return view(buffers().in(static_cast<const T*>(s.data), s.span, name), s, s.head, s.channel);
   }
   HeadView<const T> in(const HeadProjection& s, const char* name) {
-    return {buffers().in(static_cast<const T*>(s.data), s.span, name), s.batch, s.position, s.group, s.state};
+    return view(buffers().in(static_cast<const T*>(s.data), s.span, name), s, s.group, s.state);
   }
   HeadView<T> out(const HeadSequence& s, const char* name) {
-    return {buffers().out(static_cast<T*>(s.data), s.span, name), s.batch, s.position, s.head, s.channel};
+    return view(buffers().out(static_cast<T*>(s.data), s.span, name), s, s.head, s.channel);
   }
   gptr<const Acc> parameter(const void* data, int64_t count, const char* name) {
     return buffers().in(static_cast<const Acc*>(data), count, name);
@@ -91,6 +91,13 @@ class ScanCall : public KernelCall {
     dev::launch("pass_states", pass_states_kernel<Acc, kGradient>,
                 {ceil_div(p.batch * p.heads * state_count, kPassThreads), kPassThreads, 0}, stream(), states,
                 gptr<const Acc>(decays), first, last, p.batch, p.chunks, p.heads, state_count);
+  }
+
+ private:
+  template <class U, class Sequence>
+  static HeadView<U> view(gptr<U> data, const Sequence& s, int64_t row, int64_t column) {
+    return {data, s.batch, row, scan_size(s.position, "elements from position to position"),
+            scan_size(column, "elements from channel to channel")};
   }
 };
 
@@ -159,17 +166,18 @@ void scan_backward(const ChunkScanBackward& args, const Context& context) {
   const gptr<Acc> end_gradients = call.template scratch<Acc>(pieces * state_count, "gradients by states");
   call.template pass_states<true>(p, g.grad_out, end_gradients, grad_final, dinitial);
   g.end_gradients = end_gradients;
-  g.from_start = call.template scratch<Acc>(chunk_heads * kChunk, "outputs of first states");
+  g.by_exponent = call.template scratch<Acc>(chunk_heads * kChunkTiles * kChunk, "gradients by exponents");
   g.dA = call.template scratch<Acc>(chunk_heads, "partial dA");
   if (ddt_bias) g.ddt_bias = call.template scratch<Acc>(chunk_heads, "partial ddt_bias");
   if (dD) g.dD = call.template scratch<Acc>(chunk_heads * f.channels, "partial dD");
 
   const int64_t sums = PlainTile<Acc>::bytes();
   dev::launch("chunk_output_gradients", chunk_output_gradients_kernel<Math, T>,
-              {chunk_heads * kChunkTiles, kTileThreads, call.shared_bytes() + sums + dev::shared_bytes<Acc>(kTile)},
+              {chunk_heads * kChunkTiles, kTileThreads,
+               call.shared_bytes() + sums + 2 * dev::shared_bytes<Acc>(kTile) + dev::shared_bytes<Acc>(kChunk)},
               call.stream(), g);
   dev::launch("chunk_input_gradients", chunk_input_gradients_kernel<Math, T>,
-              {chunk_heads, kTileThreads, call.shared_bytes() + sums + 4 * dev::shared_bytes<Acc>(kChunk)},
+              {chunk_heads, kTileThreads, call.shared_bytes() + sums + 2 * dev::shared_bytes<Acc>(kChunk)},
               call.stream(), g);
   launch_projection_gradient<T, true>(call, g, args.dB);
   launch_projection_gradient<T, false>(call, g, args.dC);

@@ -19,11 +19,13 @@ constexpr int kChunkTiles = kChunk / kTile;
 template <class T>
 struct HeadView {
   gptr<T> data;
-  int64_t batch, position, row, column;
+  int64_t batch, row;
+  int32_t position, column;
 
   // `columns` elements of one position and head.
-  FGK_DEVICE gptr<T> at(int64_t b, int64_t t, int64_t i, int columns) const {
-    return data.slice(b * batch + t * position + i * row, (columns - 1) * column + 1);
+  FGK_DEVICE gptr<T> at(int64_t b, int t, int i, int columns) const {
+    return data.slice(b * batch + i * row + static_cast<int64_t>(t) * position,
+                      static_cast<int64_t>(columns - 1) * column + 1);
   }
 };
 
@@ -67,7 +69,9 @@ struct ScanGradientParams {
   ScanParams<T> forward;
   HeadView<const T> grad_out;
   gptr<const Acc> end_gradients;  // by the state after each chunk
-  gptr<Acc> from_start;  // (batch, chunks, heads, kChunk): the part of y that a chunk's first state gives, times gy
+  // (batch, chunks, heads, kChunkTiles, kChunk): the gradient by each exponent dt A of a chunk, from each tile of
+  // outputs.
+  gptr<Acc> by_exponent;
   HeadView<T> dx, dz, ddt;
   gptr<Acc> dA, ddt_bias;  // (batch, chunks, heads)
   gptr<Acc> dD;            // (batch, chunks, heads, channels)
@@ -162,7 +166,7 @@ class Chunk {
   // Elements of a view at step i of the chunk, zero outside of it.
   FGK_DEVICE Acc element(const HeadView<const T>& view, int i, int head, int column, int columns) const {
     if (i >= rows || column >= columns) return 0;
-    return to_acc(view.at(b, first + i, head, columns).ld(column * view.column));
+    return to_acc(view.at(b, first + i, head, columns).ld(static_cast<int64_t>(column) * view.column));
   }
   FGK_DEVICE Acc x(int i, int head, int channel) const { return element(p_.x, i, head, channel, p_.channels); }
   FGK_DEVICE Acc z(int i, int head, int channel) const { return element(p_.z, i, head, channel, p_.channels); }

@@ -56,15 +56,19 @@ struct MultiplyAddTiles {
       FGK_UNROLL
       for (int e = 0; e < 16; ++e) value_[e] = 0;
     }
-    // += the product of `depth` columns of a and rows of b.
+    // += the product of `depth` columns of a and rows of b, and of zeros behind them.
     FGK_DEVICE void multiply(const Operand& a, const Operand& b, int depth) {
       const int row = dev::tid() / 16 * 4, column = dev::tid() % 16 * 4;
-      for (int k = 0; k < depth; ++k) {
-        Acc left[4], right[4];
-        a.load(k, row, left);
-        b.load(k, column, right);
+      FGK_NO_UNROLL
+      for (int k0 = 0; k0 < depth; k0 += 2) {
         FGK_UNROLL
-        for (int e = 0; e < 16; ++e) value_[e] = dev::fma(left[e / 4], right[e % 4], value_[e]);
+        for (int k = k0; k < k0 + 2; ++k) {
+          Acc left[4], right[4];
+          a.load(k, row, left);
+          b.load(k, column, right);
+          FGK_UNROLL
+          for (int e = 0; e < 16; ++e) value_[e] = dev::fma(left[e / 4], right[e % 4], value_[e]);
+        }
       }
     }
     // += a tile of the same shape.
@@ -87,14 +91,32 @@ struct MultiplyAddTiles {
 // Along which index of an operand neighbouring threads lie: that along which memory is contiguous.
 enum class Along { k, m };
 
-// operand(k, m) = value(k, m) for k < depth. By the whole block, which synchronises before and after.
+// operand(k, m) = value(k, m) for k < depth, zeros up to the next multiple of 32. By the whole block, which
+// synchronises before and after.
 template <Along kAlong, class Operand, class Value>
 FGK_DEVICE void fill(const Operand& operand, int depth, const Value& value) {
-  // Rows of 32: operands of half the depth leave no thread idle.
-  for (int i = dev::tid(); i < kTile * ((depth + kHalf - 1) / kHalf) * kHalf; i += kTileThreads) {
-    const int k = kAlong == Along::m ? i / kTile : i % kHalf + i / (kHalf * kTile) * kHalf;
-    const int m = kAlong == Along::m ? i % kTile : i / kHalf % kTile;
-    if (k < depth) operand.store(k, m, value(k, m));
+  constexpr int kBatch = 4;  // values of a thread that are under way at the same time
+  const int along = kAlong == Along::m ? dev::tid() % kTile : dev::tid() % kHalf;
+  const int across = kAlong == Along::m ? dev::tid() / kTile : dev::tid() / kHalf;
+  constexpr int kStep = kTileThreads / (kAlong == Along::m ? kTile : kHalf);
+  constexpr int kSteps = (kAlong == Along::m ? kHalf : kTile) / kStep;
+  for (int first = 0; first < depth; first += kHalf) {
+    FGK_NO_UNROLL
+    for (int step = 0; step < kSteps; step += kBatch) {
+      decltype(value(0, 0)) loaded[kBatch];
+      FGK_UNROLL
+      for (int q = 0; q < kBatch; ++q) {
+        const int other = across + (step + q) * kStep;
+        const int k = first + (kAlong == Along::m ? other : along);
+        loaded[q] = 0;
+        if (k < depth) loaded[q] = value(k, kAlong == Along::m ? along : other);
+      }
+      FGK_UNROLL
+      for (int q = 0; q < kBatch; ++q) {
+        const int other = across + (step + q) * kStep;
+        operand.store(first + (kAlong == Along::m ? other : along), kAlong == Along::m ? along : other, loaded[q]);
+      }
+    }
   }
 }
 

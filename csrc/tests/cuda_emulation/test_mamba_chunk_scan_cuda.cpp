@@ -40,24 +40,100 @@ const Options kOptions[] = {{D::head, true, true, true, true, true, 0, kInfinity
                             {D::none, false, false, false, false, true, 0, kInfinity, 0.1},
                             {D::channel, false, true, true, false, true, 0.1, 0.4, 1}};
 
+// Each shape with each option once, in one type after the other: over four shapes, each option meets each type.
+template <class Body>
+void each_case(const Body& body) {
+  size_t turn = 0;
+  for (const Shape& s : kShapes) {
+    for (const Options& o : kOptions) body(kFloatTypes[turn++ % 4], s, o);
+  }
+}
+
 TEST(forward) {
   in_every_order([](std::mt19937& random) {
-    for (DType dtype : kFloatTypes) {
-      for (const Shape& s : kShapes) {
-        for (const Options& o : kOptions) check_forward(random, dtype, s, o, false, o.z);
-      }
-    }
+    each_case([&](DType dtype, const Shape& s, const Options& o) { check_forward(random, dtype, s, o, false, o.z); });
   });
 }
 
 TEST(backward) {
   in_every_order([](std::mt19937& random) {
-    for (DType dtype : kFloatTypes) {
-      for (const Shape& s : kShapes) {
-        for (const Options& o : kOptions) check_backward(random, dtype, s, o, o.z);
-      }
+    each_case([&](DType dtype, const Shape& s, const Options& o) { check_backward(random, dtype, s, o, o.z); });
+  });
+}
+
+// Several heads per block, or one: the shares are added up.
+TEST(shares_of_heads) {
+  in_every_order([](std::mt19937& random) {
+    for (const int multiprocessors : {1, 2, 132}) {
+      emulation::set_limits({multiprocessors, 232448});
+      check_backward(random, DType::f32, {1, 12, 10, 3, 2, 4}, {});
     }
   });
+  emulation::set_limits({132, 232448});
+}
+
+// dt A down to -80 a step beside steps that hardly decay: finite, and as exact as ever.
+TEST(decays_of_all_sizes) {
+  in_every_order([](std::mt19937& random) {
+    for (const double decay : {80.0, 1e-6, 0.0}) {
+      Options o;
+      o.decay = decay;
+      o.initial_states = true;
+      o.dt_scale = 3;
+      check_forward(random, DType::f32, {1, 150, 1, 3, 1, 4}, o);
+      check_backward(random, DType::f32, {1, 150, 1, 3, 1, 4}, o);
+    }
+  });
+}
+
+// The gradients of these tests are those of their own forward: central differences, in double precision.
+TEST(gradients_of_the_definition) {
+  std::mt19937 random(17);
+  for (const Options& o : kOptions) {
+    const Shape s{1, 9, 2, 2, 1, 3};
+    Problem p(random, DType::f64, s, o);
+    Block grad_out(DType::f64, s, s.heads, s.channels);
+    grad_out.fill(normal(random));
+    Array grad_final(DType::f64, s.heads * s.channels * s.states);
+    grad_final.fill(normal(random));
+    const auto loss = [&] {
+      const Evaluation e(p, nullptr, nullptr, false);
+      double sum = 0;
+      e.out.each(
+          [&](int64_t b, int64_t t, int64_t i, int64_t c) { sum += e.out.get(b, t, i, c) * grad_out.get(b, t, i, c); });
+      for (int64_t k = 0; k < grad_final.count(); ++k)
+        sum += e.final_states[static_cast<size_t>(k)] * grad_final.get(k);
+      return sum;
+    };
+    const auto slope = [&](Array& array, int64_t at) {
+      constexpr double kStep = 1e-6;
+      const double x = array.get(at);
+      array.set(at, x + kStep);
+      const double above = loss();
+      array.set(at, x - kStep);
+      const double below = loss();
+      array.set(at, x);
+      return (above - below) / (2 * kStep);
+    };
+    const Evaluation e(p, &grad_out, &grad_final, false);
+    const auto check_block = [&](Block& block, const Block& gradient) {
+      gradient.each([&](int64_t b, int64_t t, int64_t i, int64_t c) {
+        CHECK_NEAR(gradient.get(b, t, i, c), slope(block.array, block.at(b, t, i, c)), 1e-7);
+      });
+    };
+    const auto check_array = [&](Array& array, const std::vector<double>& gradient) {
+      for (int64_t k = 0; k < array.count(); ++k) CHECK_NEAR(gradient[static_cast<size_t>(k)], slope(array, k), 1e-7);
+    };
+    check_block(p.x, e.dx);
+    check_block(p.dt, e.ddt);
+    check_block(p.B, e.dB);
+    check_block(p.C, e.dC);
+    if (o.z) check_block(p.z, e.dz);
+    check_array(p.A, e.dA);
+    check_array(p.d, e.dd);
+    check_array(p.dt_bias, e.ddt_bias);
+    check_array(p.initial, e.dinitial);
+  }
 }
 
 }  // namespace
