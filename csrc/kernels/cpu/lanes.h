@@ -43,32 +43,33 @@ void load_rows(typename V::Scalar* rows, int64_t stride, const LaneView& view, i
     }
     return;
   }
+  // All in registers, which no branch may come between.
+  const bool whole = native && view.position == 1 && view.channels == W;
+  const int64_t step = view.channel;
   for (int64_t p = 0; p < count; p += W) {
     const int64_t n = count - p < W ? count - p : W;
     typename V::Reg tile[W];
-    if (native && view.position == 1 && n == W) {
+    if (whole && n == W) {
+      const Scalar* source = reinterpret_cast<const Scalar*>(view.at(0, first + p));
 #pragma GCC unroll 16
-      for (int c = 0; c < W; ++c) {
-        tile[c] = c < view.channels ? V::load(reinterpret_cast<const Scalar*>(view.at(c, first + p))) : V::zero();
-      }
-    } else {
-      alignas(64) Scalar columns[W][W] = {};
-      for (int c = 0; c < view.channels; ++c) {
-        if (view.position == 1) {
-          widen_row(columns[c], view.at(c, first + p), view.dtype, n, 1.0f);
-        } else {
-          for (int64_t i = 0; i < n; ++i) widen_row(columns[c] + i, view.at(c, first + p + i), view.dtype, 1, 1.0f);
-        }
-      }
-      for (int c = 0; c < W; ++c) tile[c] = V::load(columns[c]);
-    }
-    transpose<V>(tile);
-    if (n == W) {
+      for (int c = 0; c < W; ++c) tile[c] = V::load(source + c * step);
+      transpose<V>(tile);
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) V::store(rows + (p + i) * stride, tile[i]);
-    } else {
-      for (int i = 0; i < n; ++i) V::store(rows + (p + i) * stride, tile[i]);
+      continue;
     }
+    alignas(64) Scalar columns[W][W] = {};
+    for (int c = 0; c < view.channels; ++c) {
+      if (view.position == 1) {
+        widen_row(columns[c], view.at(c, first + p), view.dtype, n, 1.0f);
+      } else {
+        for (int64_t i = 0; i < n; ++i) widen_row(columns[c] + i, view.at(c, first + p + i), view.dtype, 1, 1.0f);
+      }
+    }
+#pragma GCC unroll 16
+    for (int c = 0; c < W; ++c) tile[c] = V::load(columns[c]);
+    transpose<V>(tile);
+    for (int i = 0; i < n; ++i) V::store(rows + (p + i) * stride, tile[i]);
   }
 }
 
@@ -89,34 +90,43 @@ void store_rows(const LaneView& view, int64_t first, int64_t count, const typena
     }
     return;
   }
+  const bool whole = native && view.position == 1 && view.channels == W;
+  const int64_t step = view.channel;
   for (int64_t p = 0; p < count; p += W) {
     const int64_t n = count - p < W ? count - p : W;
     typename V::Reg tile[W];
-    if (n == W) {
+    if (whole && n == W) {
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i) tile[i] = V::load(rows + (p + i) * stride);
-    } else {
-      for (int i = 0; i < W; ++i) tile[i] = i < n ? V::load(rows + (p + i) * stride) : V::zero();
-    }
-    transpose<V>(tile);
-    if (native && view.position == 1 && n == W) {
+      transpose<V>(tile);
+      Scalar* target = reinterpret_cast<Scalar*>(view.at(0, first + p));
 #pragma GCC unroll 16
-      for (int c = 0; c < W; ++c) {
-        if (c < view.channels) V::store(reinterpret_cast<Scalar*>(view.at(c, first + p)), tile[c]);
-      }
+      for (int c = 0; c < W; ++c) V::store(target + c * step, tile[c]);
       continue;
     }
-    alignas(64) Scalar column[W];
+    for (int i = 0; i < W; ++i) tile[i] = i < n ? V::load(rows + (p + i) * stride) : V::zero();
+    transpose<V>(tile);
+    alignas(64) Scalar columns[W][W];
 #pragma GCC unroll 16
-    for (int c = 0; c < W; ++c) {
-      if (c >= view.channels) continue;
-      V::store(column, tile[c]);
+    for (int c = 0; c < W; ++c) V::store(columns[c], tile[c]);
+    for (int c = 0; c < view.channels; ++c) {
       if (view.position == 1) {
-        narrow_row(view.at(c, first + p), view.dtype, column, n);
+        narrow_row(view.at(c, first + p), view.dtype, columns[c], n);
       } else {
-        for (int64_t i = 0; i < n; ++i) narrow_row(view.at(c, first + p + i), view.dtype, column + i, 1);
+        for (int64_t i = 0; i < n; ++i) narrow_row(view.at(c, first + p + i), view.dtype, columns[c] + i, 1);
       }
     }
+  }
+}
+
+// Asks for the cache lines of `count` positions that are used soon: channels are too many streams for the hardware.
+template <class V>
+FGK_INLINE void prefetch_rows(const LaneView& view, int64_t first, int64_t count) {
+  if (view.position != 1) return;
+  const int64_t bytes = count * dtype_bytes(view.dtype);
+  for (int c = 0; c < view.channels; ++c) {
+    const char* start = view.at(c, first);
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(start + i);
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Mamba-2 scan gradients of one ISA level: all channels of one head, chunks from the last to the first. States of a
-// chunk are recomputed from its checkpoint; sums over channels (dB, dC, ddt) are taken per vector of lanes at its end.
+// chunk are recomputed from its checkpoint; sums over channels (dB, dC, ddt) are taken over the lanes of each vector.
 #include "mamba_chunk_scan_isa.h"
 
 namespace fgk {
@@ -17,24 +17,25 @@ struct ChunkRows {
   Scalar* dx;
   const Scalar* dt;
   const Scalar* decay;
-  Scalar* before;  // (steps, NB, W): h at the start of a step
-  Scalar* dB;      // likewise, terms of the sums over lanes
-  Scalar* dC;
+  Scalar* before;    // (steps, NB, W): h at the start of a step
   Scalar* kept;      // (steps, W): terms of the sum of dh h[t - 1]
   Scalar* taken_in;  // (steps, W): terms of the sum of x (dh B)
+  Scalar* dB;        // (steps, states), sums over channels that the head adds to
+  Scalar* dC;
+  int64_t states;
 };
 
-template <class V, bool kAdd>
-FGK_INLINE void put(typename V::Scalar* target, typename V::Reg value) {
-  V::store(target, kAdd ? V::add(V::load(target), value) : value);
+template <class V>
+FGK_INLINE void add_to(typename V::Scalar* target, typename V::Reg value) {
+  V::store(target, V::add(V::load(target), value));
 }
 
-// kAdd: the terms of dC are added to those of the channels before.
-template <class V, int NB, bool kAdd>
+template <class V, int NB>
 FGK_NOINLINE void recompute(int64_t steps, const ChunkRows<typename V::Scalar>& rows, const Operand<V>& B,
                             const Operand<V>& C, int64_t first_state, const typename V::Scalar* start) {
   using Reg = typename V::Reg;
   constexpr int W = V::W;
+  LaneSums<V, NB> sums;
   Reg state[NB];
 #pragma GCC unroll 16
   for (int n = 0; n < NB; ++n) state[n] = V::load(start + n * W);
@@ -48,23 +49,27 @@ FGK_NOINLINE void recompute(int64_t steps, const ChunkRows<typename V::Scalar>& 
     }
     Reg sum = V::zero();
     const int64_t at = t * NB * W;
+    typename V::Scalar* terms = sums.next(rows.dC + t * rows.states + first_state);
 #pragma GCC unroll 16
     for (int n = 0; n < NB; ++n) {
       V::store(rows.before + at + n * W, state[n]);
       state[n] = V::fma(kept, state[n], V::mul(input, B.template at<false>(t, first_state + n)));
-      put<V, kAdd>(rows.dC + at + n * W, V::mul(g, state[n]));
+      V::store(terms + n * W, V::mul(g, state[n]));
       sum = V::fma(C.template at<false>(t, first_state + n), state[n], sum);
     }
-    if (rows.y) put<V, true>(rows.y + t * W, sum);
+    sums.step_done();
+    if (rows.y) add_to<V>(rows.y + t * W, sum);
   }
+  sums.finish();
 }
 
 // `dh` (NB, W): on entry decay[t + 1] dh[t + 1] of the step after the last, on return that of the first step.
-template <class V, int NB, bool kAdd>
+template <class V, int NB>
 FGK_NOINLINE void reverse(int64_t steps, const ChunkRows<typename V::Scalar>& rows, const Operand<V>& B,
                           const Operand<V>& C, int64_t first_state, typename V::Scalar* dh) {
   using Reg = typename V::Reg;
   constexpr int W = V::W;
+  LaneSums<V, NB> sums;
   Reg carry[NB];
 #pragma GCC unroll 16
   for (int n = 0; n < NB; ++n) carry[n] = V::load(dh + n * W);
@@ -77,22 +82,25 @@ FGK_NOINLINE void reverse(int64_t steps, const ChunkRows<typename V::Scalar>& ro
     Reg by_B = V::zero();
     Reg kept = V::zero();
     const int64_t at = t * NB * W;
+    typename V::Scalar* terms = sums.next(rows.dB + t * rows.states + first_state);
 #pragma GCC unroll 16
     for (int n = 0; n < NB; ++n) {
       const Reg gradient = V::fma(C.template at<false>(t, first_state + n), g, carry[n]);
       by_B = V::fma(gradient, B.template at<false>(t, first_state + n), by_B);
       kept = V::fma(gradient, V::load(rows.before + at + n * W), kept);
-      put<V, kAdd>(rows.dB + at + n * W, V::mul(gradient, input));
+      V::store(terms + n * W, V::mul(gradient, input));
       carry[n] = V::mul(gradient, decay);
     }
+    sums.step_done();
     if (rows.decay[t] == 0) {
 #pragma GCC unroll 16
       for (int n = 0; n < NB; ++n) carry[n] = V::zero();
     }
-    put<V, true>(rows.dx + t * W, V::mul(dt, by_B));
-    put<V, true>(rows.kept + t * W, kept);
-    put<V, true>(rows.taken_in + t * W, V::mul(x, by_B));
+    add_to<V>(rows.dx + t * W, V::mul(dt, by_B));
+    add_to<V>(rows.kept + t * W, kept);
+    add_to<V>(rows.taken_in + t * W, V::mul(x, by_B));
   }
+  sums.finish();
 #pragma GCC unroll 16
   for (int n = 0; n < NB; ++n) V::store(dh + n * W, carry[n]);
 }
@@ -121,8 +129,6 @@ class BackwardHead : HeadLanes<V> {
     dh_ = lanes(blocks_ * states_);
     start_ = lanes(kStates);
     before_ = lanes(kChunk * kStates);
-    dB_ = lanes(kChunk * kStates);
-    dC_ = lanes(kChunk * kStates);
     kept_ = lanes(kChunk);
     taken_in_ = lanes(kChunk);
     sums_ = this->arena_.template take<Scalar>(2 * kChunk);
@@ -185,40 +191,37 @@ class BackwardHead : HeadLanes<V> {
       V::store(dx + t * W, args_.D ? V::mul(D, gradient) : V::zero());
       if (args_.z.data) V::store(y_ + (p * kChunk + t) * W, args_.D ? V::mul(D, row) : V::zero());
     }
-    if (args_.D) put<V, true>(dD_ + p * W, dD);
+    if (args_.D) add_to<V>(dD_ + p * W, dD);
   }
 
   void scan(int64_t c) {
-    if (blocks_ == 0) return;
     const int64_t count = this->chunk_length(c);
     const Operand<V> B = this->rows(this->plan_.B, c);
     const Operand<V> C = this->rows(this->plan_.C, c);
     const int64_t group = this->head_ / (args_.heads / args_.groups);
     const int64_t row = ((split_ * args_.batch + this->batch_) * args_.groups + group) * args_.length + c * kChunk;
-    Scalar* dB = static_cast<Scalar*>(backward_->dB_parts) + row * states_;
-    Scalar* dC = static_cast<Scalar*>(backward_->dC_parts) + row * states_;
-    Steps steps;
-    steps.last = count;
-    for_states<kStates>(states_, [&](auto size, int64_t n) {
-      constexpr int NB = size();
-      for (int64_t p = 0; p < blocks_; ++p) {
-        const int64_t at = p * kChunk * W;
-        const ChunkRows<Scalar> rows = {
-            x_ + at, g_ + at,  args_.z.data ? y_ + at : nullptr, dx_ + at, this->dt_, this->decay_, before_, dB_, dC_,
-            kept_,   taken_in_};
-        Scalar* dh = dh_ + (p * states_ + n) * W;
+    ChunkRows<Scalar> rows = {};
+    rows.dt = this->dt_;
+    rows.decay = this->decay_;
+    rows.before = before_;
+    rows.kept = kept_;
+    rows.taken_in = taken_in_;
+    rows.dB = static_cast<Scalar*>(backward_->dB_parts) + row * states_;
+    rows.dC = static_cast<Scalar*>(backward_->dC_parts) + row * states_;
+    rows.states = states_;
+    for (int64_t p = 0; p < blocks_; ++p) {
+      const int64_t at = p * kChunk * W;
+      rows.x = x_ + at;
+      rows.g = g_ + at;
+      rows.y = args_.z.data ? y_ + at : nullptr;
+      rows.dx = dx_ + at;
+      for_states<kStates>(states_, [&](auto size, int64_t n) {
+        constexpr int NB = size();
         load_rows<V>(start_, W, this->checkpoint_lanes(backward_->args.checkpoints, c, p), n, NB);
-        if (p == 0) {
-          recompute<V, NB, false>(count, rows, B, C, n, start_);
-          reverse<V, NB, false>(count, rows, B, C, n, dh);
-        } else {
-          recompute<V, NB, true>(count, rows, B, C, n, start_);
-          reverse<V, NB, true>(count, rows, B, C, n, dh);
-        }
-      }
-      add_lane_sums<V, NB>(steps, dB_, dB, states_, n);
-      add_lane_sums<V, NB>(steps, dC_, dC, states_, n);
-    });
+        recompute<V, NB>(count, rows, B, C, n, start_);
+        reverse<V, NB>(count, rows, B, C, n, dh_ + (p * states_ + n) * W);
+      });
+    }
   }
 
   void finish_chunk(int64_t c, int64_t p) {
@@ -243,10 +246,15 @@ class BackwardHead : HeadLanes<V> {
     Scalar* kept = sums_;
     Scalar* taken_in = sums_ + kChunk;
     std::memset(sums_, 0, static_cast<size_t>(2 * kChunk) * sizeof(Scalar));
-    Steps steps;
-    steps.last = count;
-    add_lane_sums<V, 1>(steps, kept_, kept, 1, 0);
-    add_lane_sums<V, 1>(steps, taken_in_, taken_in, 1, 0);
+    LaneSums<V, 1> sums_of_kept, sums_of_taken_in;
+    for (int64_t t = 0; t < count; ++t) {
+      V::store(sums_of_kept.next(kept + t), V::load(kept_ + t * W));
+      sums_of_kept.step_done();
+      V::store(sums_of_taken_in.next(taken_in + t), V::load(taken_in_ + t * W));
+      sums_of_taken_in.step_done();
+    }
+    sums_of_kept.finish();
+    sums_of_taken_in.finish();
     const Scalar A = this->head_value(args_.A);
     const int64_t size = dtype_bytes(args_.dtype);
     const HeadSequence& out = backward_->args.ddt;
@@ -278,8 +286,6 @@ class BackwardHead : HeadLanes<V> {
   Scalar* dh_;
   Scalar* start_;
   Scalar* before_;
-  Scalar* dB_;
-  Scalar* dC_;
   Scalar* kept_;
   Scalar* taken_in_;
   Scalar* sums_;

@@ -62,28 +62,54 @@ FGK_INLINE void for_states(int64_t states, const Step& step) {
   for (; n < states; ++n) step(std::integral_constant<int, 1>{}, n);
 }
 
-// sums[row of t][first_state + n] += sum over lanes of terms[t][n].
+// Adds the sum over lanes of each of NB terms per step to a row of numbers, as many vectors at once as have lanes.
 template <class V, int NB>
-FGK_NOINLINE void add_lane_sums(const Steps& steps, const typename V::Scalar* terms, typename V::Scalar* sums,
-                                int64_t row_size, int64_t first_state) {
+class LaneSums {
   using Scalar = typename V::Scalar;
-  constexpr int W = V::W;
-  const int64_t count = (steps.last - steps.first) * NB;
-  alignas(64) Scalar totals[W];
-  for (int64_t i = 0; i < count; i += W) {
-    typename V::Reg group[W];
-    if (i + W <= count) {
-#pragma GCC unroll 16
-      for (int j = 0; j < W; ++j) group[j] = V::load(terms + (i + j) * W);
-    } else {
-      for (int j = 0; j < W; ++j) group[j] = i + j < count ? V::load(terms + (i + j) * W) : V::zero();
-    }
-    V::store(totals, sum_lanes<V>(group));
-    for (int j = 0; j < W && i + j < count; ++j) {
-      sums[steps.read(steps.first + (i + j) / NB) * row_size + first_state + (i + j) % NB] += totals[j];
+  static constexpr int W = V::W;
+  static constexpr int kSteps = NB < W ? W / NB : 1;
+  static constexpr int kTerms = kSteps * NB;
+  static_assert(kTerms % W == 0);
+
+ public:
+  // Where the next step's terms go, (NB, W); their sums are added to row[0] to row[NB - 1].
+  FGK_INLINE Scalar* next(Scalar* row) {
+    rows_[filled_] = row;
+    return terms_ + filled_ * NB * W;
+  }
+  FGK_INLINE void step_done() {
+    if (++filled_ == kSteps) flush();
+  }
+  // After the last step.
+  FGK_INLINE void finish() {
+    if constexpr (kSteps > 1) {
+      if (filled_ == 0) return;
+      for (int i = filled_ * NB; i < kTerms; ++i) V::store(terms_ + i * W, V::zero());
+      flush();
     }
   }
-}
+
+ private:
+  FGK_INLINE void flush() {
+    alignas(64) Scalar totals[kTerms];
+#pragma GCC unroll 8
+    for (int first = 0; first < kTerms; first += W) {
+      typename V::Reg group[W];
+#pragma GCC unroll 16
+      for (int j = 0; j < W; ++j) group[j] = V::load(terms_ + (first + j) * W);
+      V::store(totals + first, sum_lanes<V>(group));
+    }
+    for (int step = 0; step < filled_; ++step) {
+#pragma GCC unroll 16
+      for (int n = 0; n < NB; ++n) rows_[step][n] += totals[step * NB + n];
+    }
+    filled_ = 0;
+  }
+
+  alignas(64) Scalar terms_[kTerms * W];
+  Scalar* rows_[kSteps];
+  int filled_ = 0;
+};
 
 }  // namespace FGK_ISA_NS
 }  // namespace fgk

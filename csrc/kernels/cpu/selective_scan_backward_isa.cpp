@@ -2,7 +2,8 @@
 // Selective-scan gradients of one ISA level. Chunks are walked from the last to the first: the states of one chunk are
 // recomputed from its checkpoint into scratch memory, then the recurrence of the gradients
 //   dh[t] = C[t] g[t] + exp(dt[t + 1] A) dh[t + 1],   g = grad_out silu(z)
-// runs over it backwards. Sums over channels (dB, dC) are taken per vector of lanes, in a fixed order.
+// runs over it backwards. Sums over channels (dB, dC) are taken over the lanes of each vector at once, in a fixed
+// order.
 #include "selective_scan_isa.h"
 
 namespace fgk {
@@ -14,13 +15,14 @@ constexpr int kStates = kVectorRegisters == 32 ? 8 : 4;
 // Scratch memory of one chunk and NB states: step by step, state by state.
 template <class Scalar>
 struct ChunkScratch {
-  Scalar* before;  // h at the start of a step
-  Scalar* decay;   // exp(dt A)
-  Scalar* dB;      // terms of dB and dC, one per lane
-  Scalar* dC;
-  Scalar* dB_lanes;  // sums of a constant B's and C's gradient, (states, W) of the block
+  Scalar* before;    // h at the start of a step
+  Scalar* decay;     // exp(dt A)
+  Scalar* dA_lanes;  // (states, W) of the block, as are the next two, of a constant B and C
+  Scalar* dB_lanes;
   Scalar* dC_lanes;
-  Scalar* dA_lanes;
+  Scalar* dB;  // rows of the sums over channels that the block adds to
+  Scalar* dC;
+  int64_t row;
 };
 
 // Arrays of rows of lanes.
@@ -40,6 +42,7 @@ FGK_NOINLINE void recompute(const Steps& steps, const ChunkRows<typename V::Scal
                             const typename V::Scalar* start, const ChunkScratch<typename V::Scalar>& scratch) {
   using Reg = typename V::Reg;
   constexpr int W = V::W;
+  LaneSums<V, NB> sums;
   Reg state[NB];
   Reg dC[NB];
 #pragma GCC unroll 16
@@ -55,6 +58,7 @@ FGK_NOINLINE void recompute(const Steps& steps, const ChunkRows<typename V::Scal
     const Reg input = V::mul(d, V::load(rows.u + row * W));
     const Reg exponent = V::mul(d, constant<V>(kLog2E));
     const Reg g = V::load(rows.g + target * W);
+    typename V::Scalar* terms = kConstantC ? nullptr : sums.next(scratch.dC + row * scratch.row + first_state);
     Reg sum = V::zero();
 #pragma GCC unroll 16
     for (int n = 0; n < NB; ++n, at += W) {
@@ -65,12 +69,14 @@ FGK_NOINLINE void recompute(const Steps& steps, const ChunkRows<typename V::Scal
       if constexpr (kConstantC) {
         dC[n] = V::fma(g, state[n], dC[n]);
       } else {
-        V::store(scratch.dC + at, V::mul(g, state[n]));
+        V::store(terms + n * W, V::mul(g, state[n]));
       }
       sum = V::fma(C.template at<kConstantC>(row, first_state + n), state[n], sum);
     }
+    if constexpr (!kConstantC) sums.step_done();
     if (rows.y) V::store(rows.y + target * W, V::add(V::load(rows.y + target * W), sum));
   }
+  sums.finish();
   if constexpr (kConstantC) {
 #pragma GCC unroll 16
     for (int n = 0; n < NB; ++n) V::store(scratch.dC_lanes + (first_state + n) * W, dC[n]);
@@ -84,6 +90,7 @@ FGK_NOINLINE void reverse(const Steps& steps, const ChunkRows<typename V::Scalar
                           const ChunkScratch<typename V::Scalar>& scratch) {
   using Reg = typename V::Reg;
   constexpr int W = V::W;
+  LaneSums<V, NB> sums;
   Reg carry[NB];
   Reg dA[NB];
 #pragma GCC unroll 16
@@ -100,6 +107,7 @@ FGK_NOINLINE void reverse(const Steps& steps, const ChunkRows<typename V::Scalar
     Reg by_B = V::zero();
     Reg by_A = V::zero();
     const int64_t at = (t - steps.first) * NB * W;
+    typename V::Scalar* terms = kConstantB ? nullptr : sums.next(scratch.dB + row * scratch.row + first_state);
 #pragma GCC unroll 16
     for (int n = 0; n < NB; ++n) {
       const Reg gradient = V::fma(C.template at<kConstantC>(row, first_state + n), g, carry[n]);
@@ -108,18 +116,20 @@ FGK_NOINLINE void reverse(const Steps& steps, const ChunkRows<typename V::Scalar
         typename V::Scalar* sum = scratch.dB_lanes + (first_state + n) * W;
         V::store(sum, V::fma(gradient, input, V::load(sum)));
       } else {
-        V::store(scratch.dB + at + n * W, V::mul(gradient, input));
+        V::store(terms + n * W, V::mul(gradient, input));
       }
       carry[n] = V::mul(gradient, V::load(scratch.decay + at + n * W));
       const Reg decayed = V::mul(carry[n], V::load(scratch.before + at + n * W));
       dA[n] = V::fma(d, decayed, dA[n]);
       by_A = V::fma(V::load(A + n * W), decayed, by_A);
     }
+    if constexpr (!kConstantB) sums.step_done();
     typename V::Scalar* du = rows.du + row * W;
     typename V::Scalar* ddt = rows.ddt + row * W;
     V::store(du, V::fma(d, by_B, V::load(du)));
     V::store(ddt, V::add(V::load(ddt), V::fma(u, by_B, by_A)));
   }
+  sums.finish();
 #pragma GCC unroll 16
   for (int n = 0; n < NB; ++n) {
     V::store(dh + n * W, carry[n]);
@@ -154,8 +164,7 @@ class BackwardBlock : ScanLanes<V> {
     scratch_.dC_lanes = lanes(args_.C.constant ? states_ : 0);
     scratch_.before = lanes(kScanChunk * kStates);
     scratch_.decay = lanes(kScanChunk * kStates);
-    scratch_.dB = lanes(args_.B.constant ? 0 : kScanChunk * kStates);
-    scratch_.dC = lanes(args_.C.constant ? 0 : kScanChunk * kStates);
+    scratch_.row = states_;
   }
 
   int64_t bytes() const { return this->arena_.used(); }
@@ -273,8 +282,8 @@ class BackwardBlock : ScanLanes<V> {
     const Operand<V> C = this->at_chunk(this->C_, chunk);
     const LaneView checkpoint = this->checkpoint_lanes(backward_->args.checkpoints, k, chunk);
     const ChunkRows<Scalar> rows = {u_, dt_, g_, args_.z.data ? y_ : nullptr, du_, ddt_};
-    Scalar* dB = parts(backward_->dB_parts, k, chunk);
-    Scalar* dC = parts(backward_->dC_parts, k, chunk);
+    scratch_.dB = parts(backward_->dB_parts, k, chunk);
+    scratch_.dC = parts(backward_->dC_parts, k, chunk);
     with_constants(args_.B.constant, args_.C.constant, [&](auto constant_B, auto constant_C) {
       for_states<kStates>(states_, [&](auto count, int64_t n) {
         constexpr int NB = count();
@@ -282,8 +291,6 @@ class BackwardBlock : ScanLanes<V> {
         load_rows<V>(start_, W, checkpoint, n, NB);
         recompute<V, NB, constant_B(), constant_C()>(steps, rows, A, B, C, n, start_, scratch_);
         reverse<V, NB, constant_B(), constant_C()>(steps, rows, A, B, C, n, dh_ + n * W, scratch_);
-        if (!constant_B()) add_lane_sums<V, NB>(steps, scratch_.dB, dB, states_, n);
-        if (!constant_C()) add_lane_sums<V, NB>(steps, scratch_.dC, dC, states_, n);
       });
     });
   }

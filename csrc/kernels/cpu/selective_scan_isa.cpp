@@ -67,6 +67,7 @@ class ForwardBlock : ScanLanes<V> {
         const int64_t count = this->steps(0, c).last;
         load_rows<V>(u_, W, this->lanes(args_.u, 0), first, count);
         load_delta(0, first, count);
+        prefetch(first + count);
         std::memset(y_, 0, static_cast<size_t>(count * W) * sizeof(Scalar));
         add_skip(0, count);
         scan(0, c);
@@ -105,6 +106,14 @@ class ForwardBlock : ScanLanes<V> {
   void load_delta(int64_t k, int64_t first, int64_t count) {
     load_rows<V>(dt_, W, this->lanes(args_.delta, k), first, count);
     this->to_steps(dt_, count, this->channel_values(args_.delta_bias, k));
+  }
+
+  void prefetch(int64_t first) const {
+    const int64_t left = args_.length - first;
+    const int64_t count = left < kScanChunk ? left : kScanChunk;
+    prefetch_rows<V>(this->lanes(args_.u, 0), first, count);
+    prefetch_rows<V>(this->lanes(args_.delta, 0), first, count);
+    if (args_.z.data) prefetch_rows<V>(this->lanes(args_.z, 0), first, count);
   }
 
   // y += D u, for `count` rows.
