@@ -122,6 +122,13 @@ Tensor dense_channels(const Tensor& tensor) {
   return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : torch::stable::contiguous(tensor);
 }
 
+Tensor dense_rows(const Tensor& tensor) {
+  for (int64_t d = tensor.dim() - 2; d < tensor.dim(); ++d) {
+    if (tensor.size(d) <= 1 || tensor.stride(d) == 1) return tensor;
+  }
+  return torch::stable::contiguous(tensor);
+}
+
 int64_t span(const Tensor& tensor) {
   int64_t last = 0;
   for (int64_t d = 0; d < tensor.dim(); ++d) {

@@ -47,6 +47,9 @@ bool has_sizes(const Tensor& tensor, std::initializer_list<int64_t> sizes);
 // The tensor itself when its last dimension is dense, else a contiguous copy.
 Tensor dense_channels(const Tensor& tensor);
 Tensor dense(const Tensor& tensor);
+// Likewise where neither of the last two dimensions is dense, as in the gradient of a sum, which is one expanded
+// number.
+Tensor dense_rows(const Tensor& tensor);
 
 // Elements between the first and the last one that sizes and strides reach, both included.
 int64_t span(const Tensor& tensor);

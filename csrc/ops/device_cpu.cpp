@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "../kernels/cpu/causal_conv1d.h"
+#include "../kernels/cpu/cross_scan.h"
 #include "../kernels/cpu/late_interaction.h"
+#include "../kernels/cpu/mamba_chunk_scan.h"
+#include "../kernels/cpu/selective_scan.h"
 #include "device.h"
 
 namespace fgk::ops::device {
@@ -26,5 +30,23 @@ bool host_reads() { return true; }
 void run(const LateInteractionForward& args, const Tensor&) { late_interaction_forward(args, torch_threads()); }
 
 void run(const LateInteractionBackward& args, const Tensor&) { late_interaction_backward(args, torch_threads()); }
+
+void run(const SelectiveScanForward& args, const Tensor&) { selective_scan_forward(args, torch_threads()); }
+
+void run(const SelectiveScanBackward& args, const Tensor&) { selective_scan_backward(args, torch_threads()); }
+
+void run(const StateUpdate& args, const Tensor&) { state_update(args, torch_threads()); }
+
+void run(const CrossScan& args, const Tensor&) { cross_scan(args, torch_threads()); }
+
+void run(const CausalConvForward& args, const Tensor&) { causal_conv1d_forward(args, torch_threads()); }
+
+void run(const CausalConvBackward& args, const Tensor&) { causal_conv1d_backward(args, torch_threads()); }
+
+void run(const CausalConvUpdate& args, const Tensor&) { causal_conv1d_update(args, torch_threads()); }
+
+void run(const ChunkScanForward& args, const Tensor&) { chunk_scan_forward(args, torch_threads()); }
+
+void run(const ChunkScanBackward& args, const Tensor&) { chunk_scan_backward(args, torch_threads()); }
 
 }  // namespace fgk::ops::device

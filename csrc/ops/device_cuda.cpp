@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <torch/csrc/stable/accelerator.h>
 
+#include "../kernels/cuda/causal_conv1d.h"
 #include "../kernels/cuda/late_interaction.h"
+#include "../kernels/cuda/mamba_chunk_scan.h"
+#include "../kernels/cuda/selective_scan.h"
 #include "checks.h"
 
 namespace fgk::ops::device {
@@ -47,6 +50,51 @@ void run(const LateInteractionForward& args, const Tensor& like) {
 void run(const LateInteractionBackward& args, const Tensor& like) {
   Call call(like);
   cuda::late_interaction_backward(args, call.context());
+}
+
+void run(const SelectiveScanForward& args, const Tensor& like) {
+  Call call(like);
+  cuda::selective_scan_forward(args, call.context());
+}
+
+void run(const SelectiveScanBackward& args, const Tensor& like) {
+  Call call(like);
+  cuda::selective_scan_backward(args, call.context());
+}
+
+void run(const StateUpdate& args, const Tensor& like) {
+  Call call(like);
+  cuda::state_update(args, call.context());
+}
+
+void run(const CrossScan& args, const Tensor& like) {
+  Call call(like);
+  cuda::cross_scan(args, call.context());
+}
+
+void run(const CausalConvForward& args, const Tensor& like) {
+  Call call(like);
+  cuda::causal_conv1d_forward(args, call.context());
+}
+
+void run(const CausalConvBackward& args, const Tensor& like) {
+  Call call(like);
+  cuda::causal_conv1d_backward(args, call.context());
+}
+
+void run(const CausalConvUpdate& args, const Tensor& like) {
+  Call call(like);
+  cuda::causal_conv1d_update(args, call.context());
+}
+
+void run(const ChunkScanForward& args, const Tensor& like) {
+  Call call(like);
+  cuda::chunk_scan_forward(args, call.context());
+}
+
+void run(const ChunkScanBackward& args, const Tensor& like) {
+  Call call(like);
+  cuda::chunk_scan_backward(args, call.context());
 }
 
 }  // namespace fgk::ops::device

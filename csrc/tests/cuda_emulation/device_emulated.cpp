@@ -5,7 +5,10 @@
 #include <memory>
 #include <new>
 
+#include "kernels/cuda/causal_conv1d.h"
 #include "kernels/cuda/late_interaction.h"
+#include "kernels/cuda/mamba_chunk_scan.h"
+#include "kernels/cuda/selective_scan.h"
 #include "ops/checks.h"
 
 namespace fgk::ops::device {
@@ -50,6 +53,51 @@ void run(const LateInteractionForward& args, const Tensor&) {
 void run(const LateInteractionBackward& args, const Tensor&) {
   Scratch scratch;
   cuda::late_interaction_backward(args, scratch.context());
+}
+
+void run(const SelectiveScanForward& args, const Tensor&) {
+  Scratch scratch;
+  cuda::selective_scan_forward(args, scratch.context());
+}
+
+void run(const SelectiveScanBackward& args, const Tensor&) {
+  Scratch scratch;
+  cuda::selective_scan_backward(args, scratch.context());
+}
+
+void run(const StateUpdate& args, const Tensor&) {
+  Scratch scratch;
+  cuda::state_update(args, scratch.context());
+}
+
+void run(const CrossScan& args, const Tensor&) {
+  Scratch scratch;
+  cuda::cross_scan(args, scratch.context());
+}
+
+void run(const CausalConvForward& args, const Tensor&) {
+  Scratch scratch;
+  cuda::causal_conv1d_forward(args, scratch.context());
+}
+
+void run(const CausalConvBackward& args, const Tensor&) {
+  Scratch scratch;
+  cuda::causal_conv1d_backward(args, scratch.context());
+}
+
+void run(const CausalConvUpdate& args, const Tensor&) {
+  Scratch scratch;
+  cuda::causal_conv1d_update(args, scratch.context());
+}
+
+void run(const ChunkScanForward& args, const Tensor&) {
+  Scratch scratch;
+  cuda::chunk_scan_forward(args, scratch.context());
+}
+
+void run(const ChunkScanBackward& args, const Tensor&) {
+  Scratch scratch;
+  cuda::chunk_scan_backward(args, scratch.context());
 }
 
 }  // namespace fgk::ops::device
