@@ -88,6 +88,11 @@ def autograd(name: str, backward: Callable, setup_context: Callable) -> None:
     _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
 
+def asked_for(ctx: Any, gradients: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients of inputs that need one: those of absent inputs don't."""
+    return [value if needed else None for value, needed in zip(gradients, ctx.needs_input_grad, strict=False)]
+
+
 def differentiable_through(name: str, kept: str) -> None:
     """Gradients of the forward-only operator `name`: where one is asked for, the operator `kept` runs instead.
 

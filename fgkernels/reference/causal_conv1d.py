@@ -146,6 +146,7 @@ def update_operands(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The arguments as the operator takes them; one step (B, D) becomes (B, D, 1)."""
     _checks.check_tensor("x", x)
+    _checks.check_tensor("conv_state", conv_state)
     if x.dim() not in (2, 3):
         raise ValueError(f"x: expected (B, D) or (B, D, S), got {shape(x)}")
     weight, bias, *_ = operands(x, weight, bias, None, None)
