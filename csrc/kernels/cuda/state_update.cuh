@@ -57,7 +57,7 @@ FGK_DEVICE void load_states(gptr<const T> row, int64_t stride, bool vectors, int
 }
 
 template <class T, class S>
-FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kUpdateThreads, sizeof(T) == 8 ? 4 : 8)
+FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kUpdateThreads, sizeof(T) == 8 ? 3 : 8)
     state_update_kernel(StateUpdateParams<T, S> p) {
   using Acc = Accumulation<T>;
   constexpr int kItems = 16 / static_cast<int>(sizeof(S));
