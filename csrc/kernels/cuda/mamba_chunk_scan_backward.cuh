@@ -34,6 +34,17 @@ class PlainTile {
     if (part() == 0) sums.st(row(), sums.ld(row()) + total);
   }
 
+  // sums[row] += the sum over columns of tile values times those of a factor, which goes through the memory of this
+  // tile.
+  template <class Tile, class Operand, class F>
+  FGK_DEVICE void add_row_sums_of_products(Tile values, const Operand& memory, const F& factor, sptr<Acc> sums) const {
+    fill_rows(memory, factor);
+    values.each([&](int row, int column, Acc& value) { value *= memory.template get<Depth::rows>(row, column); });
+    dev::sync_block();
+    values.each([&](int row, int column, Acc& value) { store(row, column, value); });
+    add_row_sums(sums);
+  }
+
   // sums[k] += over rows i >= first_row(k) the sum of carry[i] and the elements left of column k; carry[i] += the sum
   // of row i. After a barrier; the next one makes both visible.
   FGK_DEVICE void add_sums_left_of(sptr<Acc> carry, bool triangular, sptr<Acc> sums) const {
@@ -118,35 +129,33 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, sizeof(T) == 8 ? 1 : 2)
   chunk.load(head);
 
   const bool gated = bool(p.z.data);
-  const auto gy = [&](int k, int m) { return chunk.gy(g.grad_out, i0 + m, head, k); };
   for (int p0 = 0; p0 < p.channels; p0 += kTile) {
     typename Math::Tile y;
     add_start_state<Math>(p, chunk, memory, head, tile, p0, y);
-    dev::sync_block();
-    y.each([&](int row, int column, Acc& value) { plain.store(row, column, value * gy(p0 + column, row)); });
-    plain.add_row_sums(from_start);
+    plain.add_row_sums_of_products(y, memory, chunk.gy(g.grad_out, head, i0, p0), from_start);
     if (p0 > 0 && !gated) continue;
     add_chunk_steps<Math>(p, chunk, scores, memory, head, tile, p0, gated, y, [&](int from) {
       if (p0 > 0) return;
       const int j0 = from * kTile;
       typename Math::Tile products;
-      multiply<Along::k, Along::k>(products, memory, p.channels, gy,
-                                   [&](int k, int m) { return chunk.x(j0 + m, head, k); });
+      multiply<Depth::columns, Depth::columns>(products, memory, p.channels, chunk.gy(g.grad_out, head, i0, 0),
+                                               chunk.x(head, j0, 0));
       dev::sync_block();
       products.each([&](int row, int column, Acc& value) {
         // Step j itself is no part of the decays from it on.
         const bool later = i0 + row > j0 + column;
-        plain.store(row, column, later ? value * scores.load(column, row) : Acc(0));
+        plain.store(row, column, later ? value * scores.template get<Depth::columns>(row, column) : Acc(0));
       });
       plain.add_sums_left_of(carry, from == tile, by_exponent.slice(j0, kTile));
     });
     if (!gated) continue;
+    fill_rows(memory, chunk.x(head, i0, p0));
     y.each([&](int row, int column, Acc& value) {
       const int i = i0 + row, channel = p0 + column;
       if (i >= chunk.rows || channel >= p.channels) return;
-      const Acc out = value + p.skip(head, channel) * chunk.x(i, head, channel);
+      const Acc out = value + p.skip(head, channel) * memory.template get<Depth::rows>(row, column);
       const Acc grad = chunk.element(g.grad_out, i, head, channel, p.channels);
-      const Acc dz = grad * out * silu_slope(chunk.z(i, head, channel));
+      const Acc dz = grad * out * silu_slope(chunk.element(p.z, i, head, channel, p.channels));
       g.dz.at(chunk.b, chunk.first + i, head, p.channels)
           .st(static_cast<int64_t>(channel) * g.dz.column, from_acc<T>(dz));
     });
@@ -183,42 +192,28 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_input_gradients_kernel(
 
   for (int tile = 0; tile < chunk.tiles(); ++tile) {
     const int j0 = tile * kTile;
-    const auto B = [&](int n, int m) { return chunk.B(j0 + m, group, n); };
-    // sums[j] += the sum over channels of values times x.
-    const auto times_x = [&](typename Math::Tile values, int p0, sptr<Acc> sums) {
-      dev::sync_block();
-      fill<Along::m>(memory, kTile, [&](int j, int m) { return chunk.x(j0 + j, head, p0 + m); });
-      dev::sync_block();
-      values.each([&](int row, int column, Acc& value) { value *= memory.load(row, column); });
-      dev::sync_block();
-      values.each([&](int row, int column, Acc& value) { plain.store(row, column, value); });
-      plain.add_row_sums(sums);
-    };
     for (int p0 = 0; p0 < p.channels; p0 += kTile) {
       typename Math::Tile dx;
-      multiply<Along::k, Along::k>(dx, memory, p.states, B,
-                                   [&](int n, int m) { return chunk.state(end_gradient, p0 + m, n); });
+      multiply<Depth::columns, Depth::columns>(dx, memory, p.states, chunk.B(group, j0, 0),
+                                               chunk.state(end_gradient, p0, 0));
       dx.each([&](int row, int, Acc& value) { value *= chunk.to_end(j0 + row); });
-      times_x(dx, p0, to_end.slice(j0, kTile));
+      plain.add_row_sums_of_products(dx, memory, chunk.x(head, j0, p0), to_end.slice(j0, kTile));
       for (int from = tile; from < chunk.tiles(); ++from) {
         const int i0 = from * kTile;
         typename Math::Tile products;
-        multiply<Along::k, Along::k>(
-            products, memory, p.states, [&](int n, int m) { return chunk.C(i0 + m, group, n); }, B);
+        multiply<Depth::columns, Depth::columns>(products, memory, p.states, chunk.C(group, i0, 0),
+                                                 chunk.B(group, j0, 0));
         products.each([&](int row, int column, Acc& value) {
-          scores.store(row, column, value * chunk.decay(i0 + row, j0 + column));
+          scores.template set<Depth::rows>(row, column, value * chunk.decay(i0 + row, j0 + column));
         });
-        multiply_by<Along::m>(dx, scores, memory, chunk.tile_rows(from),
-                              [&](int i, int m) { return chunk.gy(g.grad_out, i0 + i, head, p0 + m); });
+        multiply_by<Depth::rows>(dx, scores, memory, chunk.tile_rows(from), chunk.gy(g.grad_out, head, i0, p0));
       }
-      times_x(dx, p0, by_step.slice(j0, kTile));
-      dev::sync_block();
-      fill<Along::m>(memory, kTile, [&](int j, int m) { return chunk.gy(g.grad_out, j0 + j, head, p0 + m); });
-      dev::sync_block();
+      plain.add_row_sums_of_products(dx, memory, chunk.x(head, j0, p0), by_step.slice(j0, kTile));
+      fill_rows(memory, chunk.gy(g.grad_out, head, j0, p0));
       dx.each([&](int row, int column, Acc& value) {
         const int j = j0 + row, channel = p0 + column;
         if (j >= chunk.rows || channel >= p.channels) return;
-        const Acc total = chunk.dt(j) * value + p.skip(head, channel) * memory.load(row, column);
+        const Acc total = chunk.dt(j) * value + p.skip(head, channel) * memory.template get<Depth::rows>(row, column);
         g.dx.at(chunk.b, chunk.first + j, head, p.channels)
             .st(static_cast<int64_t>(channel) * g.dx.column, from_acc<T>(total));
       });
@@ -252,7 +247,11 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_input_gradients_kernel(
   }
   for (int channel = k; g.dD && channel < p.channels; channel += kTileThreads) {
     Acc dD = 0;
-    for (int i = 0; i < chunk.rows; ++i) dD += chunk.gy(g.grad_out, i, head, channel) * chunk.x(i, head, channel);
+    for (int i = 0; i < chunk.rows; ++i) {
+      Acc gy = chunk.element(g.grad_out, i, head, channel, p.channels);
+      if (p.z.data && gy != Acc(0)) gy *= silu(chunk.element(p.z, i, head, channel, p.channels));
+      dD += gy * chunk.element(p.x, i, head, channel, p.channels);
+    }
     g.dD.st(slot * p.channels + channel, dD);
   }
 }
@@ -285,19 +284,19 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, sizeof(T) == 8 ? 1 : 2)
   const int heads_per_group = p.heads / p.groups;
   const int first_head = group * heads_per_group + share * heads_per_share;
   const int end_head = dev::min(first_head + heads_per_share, (group + 1) * heads_per_group);
-  const auto gy = [&](int i, int head, int k) { return chunk.gy(g.grad_out, i, head, k); };
-  const auto own = [&](int i, int head, int k) { return kOfB ? chunk.x(i, head, k) : gy(i, head, k); };
   Tile total;
   for (int head = first_head; head < end_head; ++head) {
     chunk.load(head);
     const gptr<const Acc> state = p.chunk_state(kOfB ? g.end_gradients : p.start_states, chunk.b, chunk.chunk, head);
-    multiply<Along::k, Along::m>(
-        total, memory, p.channels,
-        [&](int k, int m) {
-          const int i = t0 + m;
-          return (kOfB ? chunk.to_end(i) * chunk.dt(i) : chunk.from_start(i)) * own(i, head, k);
-        },
-        [&](int k, int m) { return chunk.state(state, k, n0 + m); });
+    if constexpr (kOfB) {
+      const auto decay = [&](int j) { return chunk.to_end(j) * chunk.dt(j); };
+      multiply<Depth::columns, Depth::rows>(
+          total, memory, p.channels, chunk.elements(p.x, head, t0, 0, p.channels, decay), chunk.state(state, 0, n0));
+    } else {
+      const auto decay = [&](int i) { return chunk.from_start(i); };
+      multiply<Depth::columns, Depth::rows>(total, memory, p.channels, chunk.gy(g.grad_out, head, t0, 0, decay),
+                                            chunk.state(state, 0, n0));
+    }
   }
   // The tiles that this one meets: itself, and those behind it in time for dB, before it for dC.
   for (int other = kOfB ? tile : 0; other <= (kOfB ? chunk.tiles() - 1 : tile); ++other) {
@@ -306,19 +305,22 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, sizeof(T) == 8 ? 1 : 2)
     for (int head = first_head; head < end_head; ++head) {
       chunk.load(head);
       Tile products;
-      multiply<Along::k, Along::k>(
-          products, memory, p.channels, [&](int k, int m) { return own(t0 + m, head, k); },
-          [&](int k, int m) { return kOfB ? gy(other0 + m, head, k) : chunk.x(other0 + m, head, k); });
+      if constexpr (kOfB) {
+        multiply<Depth::columns, Depth::columns>(products, memory, p.channels, chunk.x(head, t0, 0),
+                                                 chunk.gy(g.grad_out, head, other0, 0));
+      } else {
+        multiply<Depth::columns, Depth::columns>(products, memory, p.channels, chunk.gy(g.grad_out, head, t0, 0),
+                                                 chunk.x(head, other0, 0));
+      }
       products.each([&](int row, int column, Acc& value) {
         const int i = kOfB ? other0 + column : t0 + row, j = kOfB ? t0 + row : other0 + column;
         value *= chunk.decay(i, j) * chunk.dt(j);
       });
       weights.add(products);
     }
-    weights.each([&](int row, int column, Acc& value) { scores.store(column, row, value); });
-    multiply_by<Along::m>(total, scores, memory, chunk.tile_rows(other), [&](int k, int m) {
-      return kOfB ? chunk.C(other0 + k, group, n0 + m) : chunk.B(other0 + k, group, n0 + m);
-    });
+    weights.each([&](int row, int column, Acc& value) { scores.template set<Depth::columns>(row, column, value); });
+    multiply_by<Depth::columns>(total, scores, memory, chunk.tile_rows(other),
+                                kOfB ? chunk.C(group, other0, n0) : chunk.B(group, other0, n0));
   }
   total.each([&](int row, int column, Acc& value) {
     if (t0 + row >= chunk.rows || n0 + column >= p.states) return;

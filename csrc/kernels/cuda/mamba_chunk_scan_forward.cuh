@@ -34,15 +34,14 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2)
 
   typename Math::Tile tile;
   if constexpr (kGradient) {
-    multiply<Along::m, Along::m>(
-        tile, memory, chunk.rows,
-        [&](int i, int m) { return chunk.from_start(i) * chunk.gy(grad_out, i, head, p0 + m); },
-        [&](int i, int m) { return chunk.C(i, group, n0 + m); });
+    multiply<Depth::rows, Depth::rows>(tile, memory, chunk.rows,
+                                       chunk.gy(grad_out, head, 0, p0, [&](int i) { return chunk.from_start(i); }),
+                                       chunk.C(group, 0, n0));
   } else {
-    multiply<Along::m, Along::m>(
+    multiply<Depth::rows, Depth::rows>(
         tile, memory, chunk.rows,
-        [&](int j, int m) { return chunk.to_end(j) * chunk.dt(j) * chunk.x(j, head, p0 + m); },
-        [&](int j, int m) { return chunk.B(j, group, n0 + m); });
+        chunk.elements(p.x, head, 0, p0, p.channels, [&](int j) { return chunk.to_end(j) * chunk.dt(j); }),
+        chunk.B(group, 0, n0));
   }
   const gptr<Acc> state = p.chunk_state(states, chunk.b, chunk.chunk, head);
   tile.each([&](int row, int column, Acc& value) {
@@ -83,9 +82,8 @@ FGK_DEVICE void add_start_state(const ScanParams<T>& p, const Chunk<T>& chunk, c
                                 int head, int tile, int p0, typename Math::Tile& y) {
   using Acc = Accumulation<T>;
   const gptr<const Acc> state = p.chunk_state(p.start_states, chunk.b, chunk.chunk, head);
-  multiply<Along::k, Along::k>(
-      y, memory, p.states, [&](int n, int m) { return chunk.C(tile * kTile + m, p.group(head), n); },
-      [&](int n, int m) { return chunk.state(state, p0 + m, n); });
+  multiply<Depth::columns, Depth::columns>(y, memory, p.states, chunk.C(p.group(head), tile * kTile, 0),
+                                           chunk.state(state, p0, 0));
   y.each([&](int row, int, Acc& value) {
     const Acc decay = chunk.from_start(tile * kTile + row);
     value = decay == Acc(0) ? Acc(0) : decay * value;
@@ -93,7 +91,7 @@ FGK_DEVICE void add_start_state(const ScanParams<T>& p, const Chunk<T>& chunk, c
 }
 
 // What the steps of the chunk give to the same tile (if with_y), without D x. For each tile `from` of steps,
-// with_scores(from) sees the decayed scores dt[j] C[i] B[j] in place, element (j, i).
+// with_scores(from) sees the decayed scores dt[j] C[i] B[j] in place, element (i, j).
 template <class Math, class T, class WithScores>
 FGK_DEVICE void add_chunk_steps(const ScanParams<T>& p, const Chunk<T>& chunk, const typename Math::Operand& scores,
                                 const typename Math::Operand& memory, int head, int tile, int p0, bool with_y,
@@ -102,17 +100,15 @@ FGK_DEVICE void add_chunk_steps(const ScanParams<T>& p, const Chunk<T>& chunk, c
   const int group = p.group(head);
   for (int from = 0; from <= tile; ++from) {
     typename Math::Tile products;
-    multiply<Along::k, Along::k>(
-        products, memory, p.states, [&](int n, int m) { return chunk.C(tile * kTile + m, group, n); },
-        [&](int n, int m) { return chunk.B(from * kTile + m, group, n); });
+    multiply<Depth::columns, Depth::columns>(products, memory, p.states, chunk.C(group, tile * kTile, 0),
+                                             chunk.B(group, from * kTile, 0));
     products.each([&](int row, int column, Acc& value) {
       const int j = from * kTile + column;
-      scores.store(column, row, chunk.decay(tile * kTile + row, j) * chunk.dt(j) * value);
+      scores.template set<Depth::columns>(row, column, chunk.decay(tile * kTile + row, j) * chunk.dt(j) * value);
     });
     with_scores(from);
     if (!with_y) continue;
-    multiply_by<Along::m>(y, scores, memory, chunk.tile_rows(from),
-                          [&](int j, int m) { return chunk.x(from * kTile + j, head, p0 + m); });
+    multiply_by<Depth::columns>(y, scores, memory, chunk.tile_rows(from), chunk.x(head, from * kTile, p0));
   }
 }
 
@@ -138,11 +134,12 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_outputs_kernel(ScanPara
   typename Math::Tile y;
   add_start_state<Math>(p, chunk, memory, head, tile, p0, y);
   add_chunk_steps<Math>(p, chunk, scores, memory, head, tile, p0, true, y, [](int) {});
+  fill_rows(memory, chunk.x(head, tile * kTile, p0));
   y.each([&](int row, int column, Acc& value) {
     const int i = tile * kTile + row, channel = p0 + column;
     if (i >= chunk.rows || channel >= p.channels) return;
-    Acc out = value + p.skip(head, channel) * chunk.x(i, head, channel);
-    if (p.z.data) out *= silu(chunk.z(i, head, channel));
+    Acc out = value + p.skip(head, channel) * memory.template get<Depth::rows>(row, column);
+    if (p.z.data) out *= silu(chunk.element(p.z, i, head, channel, p.channels));
     p.out.at(chunk.b, chunk.first + i, head, p.channels)
         .st(static_cast<int64_t>(channel) * p.out.column, from_acc<T>(out));
   });

@@ -96,10 +96,21 @@ class ScanCall : public KernelCall {
  private:
   template <class U, class Sequence>
   static HeadView<U> view(gptr<U> data, const Sequence& s, int64_t row, int64_t column) {
-    return {data, s.batch, row, scan_size(s.position, "elements from position to position"),
-            scan_size(column, "elements from channel to channel")};
+    return {data,
+            s.batch,
+            row,
+            scan_size(s.position, "elements from position to position"),
+            scan_size(column, "elements from channel to channel"),
+            column == 1 && is_aligned<T>(s.data, kScanItems<T>, s.batch, row, s.position)};
   }
 };
+
+// Whether vectors of states start at multiples of 16 bytes.
+template <class T>
+bool states_are_vectors(const ScanParams<T>& p, const void* states) {
+  using Acc = Accumulation<T>;
+  return is_aligned<Acc>(states, kScanItems<Acc>, static_cast<int64_t>(p.states));
+}
 
 template <class T>
 void scan_forward(const ChunkScanForward& args, const Context& context) {
@@ -115,6 +126,7 @@ void scan_forward(const ChunkScanForward& args, const Context& context) {
   const gptr<Acc> last = call.result(args.final_states, args.batch * state_count, "final_states");
   call.template pass_states<false>(p, {}, states, p.initial, last);
   p.start_states = states;
+  p.state_vectors = states_are_vectors(p, args.checkpoints);
   dev::launch("chunk_outputs", chunk_outputs_kernel<Math, T>,
               {call.chunk_heads(p) * kChunkTiles * call.tiles(p.channels), kTileThreads, call.shared_bytes()},
               call.stream(), p);
@@ -166,6 +178,7 @@ void scan_backward(const ChunkScanBackward& args, const Context& context) {
   const gptr<Acc> end_gradients = call.template scratch<Acc>(pieces * state_count, "gradients by states");
   call.template pass_states<true>(p, g.grad_out, end_gradients, grad_final, dinitial);
   g.end_gradients = end_gradients;
+  p.state_vectors = states_are_vectors(p, args.checkpoints);
   g.by_exponent = call.template scratch<Acc>(chunk_heads * kChunkTiles * kChunk, "gradients by exponents");
   g.dA = call.template scratch<Acc>(chunk_heads, "partial dA");
   if (ddt_bias) g.ddt_bias = call.template scratch<Acc>(chunk_heads, "partial ddt_bias");

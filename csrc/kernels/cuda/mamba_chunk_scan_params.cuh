@@ -21,6 +21,7 @@ struct HeadView {
   gptr<T> data;
   int64_t batch, row;
   int32_t position, column;
+  bool vectors;  // channels or states lie side by side, and their vectors start at multiples of 16 bytes
 
   // `columns` elements of one position and head.
   FGK_DEVICE gptr<T> at(int64_t b, int t, int i, int columns) const {
@@ -28,6 +29,10 @@ struct HeadView {
                       static_cast<int64_t>(columns - 1) * column + 1);
   }
 };
+
+// Elements of 16 bytes.
+template <class T>
+constexpr int kScanItems = 16 / static_cast<int>(sizeof(T));
 
 template <class T>
 struct ScanParams {
@@ -42,6 +47,7 @@ struct ScanParams {
   int64_t batch;
   int32_t length, heads, channels, groups, states, chunks;
   bool D_per_channel, dt_softplus;
+  bool state_vectors;  // of states and their gradients, as above
   Acc dt_min, dt_max;
 
   // Forward: the state at the start of each chunk. Backward: the checkpoints.
@@ -163,30 +169,87 @@ class Chunk {
   }
   FGK_DEVICE Acc whole() const { return from_start(kChunk - 1); }
 
-  // Elements of a view at step i of the chunk, zero outside of it.
+  // Factors of products (see tile_product.cuh): rows are steps of the chunk from `row0` on, columns are channels from
+  // `column0` on. scale(step) multiplies rows.
+  template <class Scale>
+  FGK_DEVICE auto elements(const HeadView<const T>& view, int head, int row0, int column0, int columns,
+                           const Scale& scale) const {
+    return factor<kScanItems<T>>(
+        [this, &view, head, row0, column0, columns, scale](int row, int column, Acc(&to)[kScanItems<T>]) {
+          load(view, row0 + row, head, column0 + column, columns, to);
+          const Acc by = row0 + row < rows ? scale(row0 + row) : Acc(0);
+          FGK_UNROLL
+          for (int q = 0; q < kScanItems<T>; ++q) to[q] = by == Acc(0) ? Acc(0) : by * to[q];
+        });
+  }
+  FGK_DEVICE auto elements(const HeadView<const T>& view, int head, int row0, int column0, int columns) const {
+    return factor<kScanItems<T>>(
+        [this, &view, head, row0, column0, columns](int row, int column, Acc(&to)[kScanItems<T>]) {
+          load(view, row0 + row, head, column0 + column, columns, to);
+        });
+  }
+  FGK_DEVICE auto x(int head, int row0, int channel0) const {
+    return elements(p_.x, head, row0, channel0, p_.channels);
+  }
+  FGK_DEVICE auto B(int group, int row0, int state0) const { return elements(p_.B, group, row0, state0, p_.states); }
+  FGK_DEVICE auto C(int group, int row0, int state0) const { return elements(p_.C, group, row0, state0, p_.states); }
+  // The gradient by y, before the gate, times scale(step).
+  template <class Scale>
+  FGK_DEVICE auto gy(const HeadView<const T>& grad_out, int head, int row0, int channel0, const Scale& scale) const {
+    return factor<kScanItems<T>>(
+        [this, &grad_out, head, row0, channel0, scale](int row, int column, Acc(&to)[kScanItems<T>]) {
+          load(grad_out, row0 + row, head, channel0 + column, p_.channels, to);
+          const Acc by = row0 + row < rows ? scale(row0 + row) : Acc(0);
+          Acc z[kScanItems<T>];
+          if (p_.z.data) load(p_.z, row0 + row, head, channel0 + column, p_.channels, z);
+          FGK_UNROLL
+          for (int q = 0; q < kScanItems<T>; ++q) {
+            if (p_.z.data && to[q] != Acc(0)) to[q] *= silu(z[q]);
+            to[q] *= by;
+          }
+        });
+  }
+  FGK_DEVICE auto gy(const HeadView<const T>& grad_out, int head, int row0, int channel0) const {
+    return gy(grad_out, head, row0, channel0, [](int) { return Acc(1); });
+  }
+  // Rows are channels of a state, columns its states.
+  FGK_DEVICE auto state(gptr<const Acc> of, int channel0, int state0) const {
+    return factor<kScanItems<Acc>>([this, of, channel0, state0](int row, int column, Acc(&to)[kScanItems<Acc>]) {
+      const int channel = channel0 + row, first_state = state0 + column;
+      const bool inside = channel < p_.channels;
+      const int64_t at = static_cast<int64_t>(channel) * p_.states + first_state;
+      if (inside && p_.state_vectors && first_state + kScanItems<Acc> <= p_.states) {
+        return load_vector<Acc, kScanItems<Acc>>(of, at, to);
+      }
+      FGK_UNROLL
+      for (int q = 0; q < kScanItems<Acc>; ++q) to[q] = inside && first_state + q < p_.states ? of.ld(at + q) : Acc(0);
+    });
+  }
+
+  // One element at step i of the chunk, zero outside of it.
   FGK_DEVICE Acc element(const HeadView<const T>& view, int i, int head, int column, int columns) const {
     if (i >= rows || column >= columns) return 0;
     return to_acc(view.at(b, first + i, head, columns).ld(static_cast<int64_t>(column) * view.column));
-  }
-  FGK_DEVICE Acc x(int i, int head, int channel) const { return element(p_.x, i, head, channel, p_.channels); }
-  FGK_DEVICE Acc z(int i, int head, int channel) const { return element(p_.z, i, head, channel, p_.channels); }
-  FGK_DEVICE Acc B(int i, int group, int state) const { return element(p_.B, i, group, state, p_.states); }
-  FGK_DEVICE Acc C(int i, int group, int state) const { return element(p_.C, i, group, state, p_.states); }
-  // The gradient by y, before the gate.
-  FGK_DEVICE Acc gy(const HeadView<const T>& grad_out, int i, int head, int channel) const {
-    const Acc g = element(grad_out, i, head, channel, p_.channels);
-    return p_.z.data && g != Acc(0) ? g * silu(z(i, head, channel)) : g;
-  }
-  // Element (channel, state) of a state, zero outside of it.
-  FGK_DEVICE Acc state(gptr<const Acc> of, int channel, int state) const {
-    return channel < p_.channels && state < p_.states ? of.ld(static_cast<int64_t>(channel) * p_.states + state)
-                                                      : Acc(0);
   }
 
   const int64_t b;
   const int chunk, first, rows;
 
  private:
+  // Neighbouring elements at step i of the chunk, zeros outside of it.
+  FGK_DEVICE void load(const HeadView<const T>& view, int i, int head, int column, int columns,
+                       Acc (&to)[kScanItems<T>]) const {
+    const bool inside = i < rows && column < columns;
+    const gptr<const T> from = inside ? view.at(b, first + i, head, columns) : view.data;
+    if (inside && view.vectors && column + kScanItems<T> <= columns) {
+      return load_vector<T, kScanItems<T>>(from, column, to);
+    }
+    FGK_UNROLL
+    for (int q = 0; q < kScanItems<T>; ++q) {
+      to[q] = inside && column + q < columns ? to_acc(from.ld(static_cast<int64_t>(column + q) * view.column)) : Acc(0);
+    }
+  }
+
   const ScanParams<T>& p_;
   sptr<double> sum_;
   sptr<Acc> dt_;

@@ -30,7 +30,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 const Shape kShapes[] = {{1, 1, 1, 1, 1, 1, 0, false},     // the smallest
                          {2, 37, 2, 5, 1, 7, 0, false},    // less than a tile
                          {1, 100, 2, 8, 2, 4, 1, true},    // two tiles of one chunk
-                         {2, 128, 1, 3, 1, 6, 0, false},   // exactly one chunk
+                         {2, 128, 1, 16, 1, 8, 0, false},  // exactly one chunk; vectors of everything
                          {1, 300, 3, 4, 1, 5, 3, true},    // three chunks, the last one of one tile
                          {1, 20, 2, 70, 1, 3, 0, false},   // two tiles of channels
                          {1, 70, 2, 4, 2, 67, 0, false}};  // two tiles of states
