@@ -150,6 +150,19 @@ def check_rank(expect: Expect, name: str, value: Tensor, rank: int, letters: str
     expect(value.dim() == rank, ValueError, lambda: f"{name}: expected {letters}, got {shape(value)}")
 
 
+def check_writable(expect: Expect, name: str, value: Tensor) -> None:
+    """A tensor that is written in place has a place for each of its elements."""
+    for axis, (size, stride) in enumerate(zip(value.shape, value.stride(), strict=True)):
+        expect(
+            size <= 1 or stride != 0,
+            ValueError,
+            lambda axis=axis: (
+                f"{name}: written in place, expected elements that share no memory, got stride 0 in dimension {axis} "
+                f"of {shape(value)}"
+            ),
+        )
+
+
 def check_dtype(expect: Expect, name: str, value: Tensor, dtype: torch.dtype, like: str) -> None:
     expect(
         value.dtype == dtype,
@@ -267,6 +280,7 @@ def check_state_update(
     state_batch_indices: Tensor | None,
 ) -> None:
     check_sequence(expect, "state", state, ["(E, D, N)", "(E, H, P, N)"])
+    check_writable(expect, "state", state)
     for name, value in (("x", x), ("dt", dt), ("A", A), ("B", B), ("C", C)):
         check_tensor(name, value)
     heads = state.dim() == 4
