@@ -286,18 +286,17 @@ struct Evaluation {
   bool absolute_;
 };
 
-// `terms` is the sum of the terms' sizes. A product of decays has a relative error that grows with its factors; an
-// implementation that multiplies on tensor cores rounds factors to the storage type.
-double tolerance(const Problem& p, DType stored, double expected, double terms, bool rounded_factors) {
-  const double factors = rounded_factors ? 2 * unit_roundoff(p.dtype) : 0;
+// `terms` is the sum of the terms' sizes. A product of decays has a relative error that grows with its factors, and
+// `factors` is that of the factors of an implementation that multiplies on tensor cores.
+double tolerance(const Problem& p, DType stored, double expected, double terms, double factors) {
   const double sums = unit_roundoff(accumulation(p.dtype)) * (64 + 4 * static_cast<double>(p.s.length));
   const double smallest = stored == DType::f16 ? 0x1p-25 : 1e-30;
   return (factors + sums) * terms + 1.01 * unit_roundoff(stored) * std::fabs(expected) + smallest;
 }
 
 void compare(const std::string& what, const Problem& p, DType stored, double got, double expected, double terms,
-             bool rounded_factors) {
-  const double allowed = tolerance(p, stored, expected, terms, rounded_factors);
+             double factors) {
+  const double allowed = tolerance(p, stored, expected, terms, factors);
   if (std::fabs(got - expected) <= allowed) return;
   check::fail(__FILE__, __LINE__) << what << " is " << got << ", expected " << expected << ": an error of "
                                   << std::fabs(got - expected) << " where " << allowed << " is allowed ("
@@ -305,25 +304,24 @@ void compare(const std::string& what, const Problem& p, DType stored, double got
 }
 
 void compare(const std::string& what, const Problem& p, const Block& got, const Block& expected, const Block& terms,
-             bool rounded_factors) {
+             double factors) {
   got.each([&](int64_t b, int64_t t, int64_t i, int64_t c) {
     const std::string place = what + " at (" + std::to_string(b) + ", " + std::to_string(t) + ", " + std::to_string(i) +
                               ", " + std::to_string(c) + ")";
-    compare(place, p, p.dtype, got.get(b, t, i, c), expected.get(b, t, i, c), terms.get(b, t, i, c), rounded_factors);
+    compare(place, p, p.dtype, got.get(b, t, i, c), expected.get(b, t, i, c), terms.get(b, t, i, c), factors);
   });
 }
 
 void compare(const std::string& what, const Problem& p, const Array& got, const std::vector<double>& expected,
-             const std::vector<double>& terms, bool rounded_factors) {
+             const std::vector<double>& terms, double factors) {
   for (int64_t k = 0; k < got.count(); ++k) {
     const size_t at = static_cast<size_t>(k);
-    compare(what + " at " + std::to_string(k), p, accumulation(p.dtype), got.get(k), expected[at], terms[at],
-            rounded_factors);
+    compare(what + " at " + std::to_string(k), p, accumulation(p.dtype), got.get(k), expected[at], terms[at], factors);
   }
 }
 
-// `rounded_factors`: see tolerance().
-void check_forward(std::mt19937& random, DType dtype, const Shape& s, const Options& o, bool rounded_factors = false,
+// `factors`: see tolerance().
+void check_forward(std::mt19937& random, DType dtype, const Shape& s, const Options& o, double factors = 0,
                    bool states = true) {
   Problem p(random, dtype, s, o);
   const Evaluation expected(p, nullptr, nullptr, false), terms(p, nullptr, nullptr, true);
@@ -335,14 +333,14 @@ void check_forward(std::mt19937& random, DType dtype, const Shape& s, const Opti
   p.args.final_states = final_states.data();
   p.args.checkpoints = checkpoints.data();
   run_forward(p.args);
-  compare("out", p, out, expected.out, terms.out, rounded_factors);
-  compare("final_states", p, final_states, expected.final_states, terms.final_states, rounded_factors);
-  compare("checkpoints", p, checkpoints, expected.checkpoints, terms.checkpoints, rounded_factors);
+  compare("out", p, out, expected.out, terms.out, factors);
+  compare("final_states", p, final_states, expected.final_states, terms.final_states, factors);
+  compare("checkpoints", p, checkpoints, expected.checkpoints, terms.checkpoints, factors);
 }
 
 // The gradient from checkpoints that are right.
 void check_backward(std::mt19937& random, DType dtype, const Shape& s, const Options& o, bool grad_final = true,
-                    bool rounded_factors = false) {
+                    double factors = 0) {
   Problem p(random, dtype, s, o);
   const DType acc = accumulation(dtype);
   const int64_t state_count = s.batch * s.heads * s.channels * s.states;
@@ -374,15 +372,15 @@ void check_backward(std::mt19937& random, DType dtype, const Shape& s, const Opt
   args.dC = dC.projection();
   args.dinitial_states = dinitial.data();
   run_backward(args);
-  compare("dx", p, dx, expected.dx, terms.dx, rounded_factors);
-  compare("ddt", p, ddt, expected.ddt, terms.ddt, rounded_factors);
-  compare("dz", p, dz, expected.dz, terms.dz, rounded_factors);
-  compare("dB", p, dB, expected.dB, terms.dB, rounded_factors);
-  compare("dC", p, dC, expected.dC, terms.dC, rounded_factors);
-  compare("dA", p, dA, expected.dA, terms.dA, rounded_factors);
-  compare("dD", p, dd, expected.dd, terms.dd, rounded_factors);
-  compare("ddt_bias", p, ddt_bias, expected.ddt_bias, terms.ddt_bias, rounded_factors);
-  compare("dinitial_states", p, dinitial, expected.dinitial, terms.dinitial, rounded_factors);
+  compare("dx", p, dx, expected.dx, terms.dx, factors);
+  compare("ddt", p, ddt, expected.ddt, terms.ddt, factors);
+  compare("dz", p, dz, expected.dz, terms.dz, factors);
+  compare("dB", p, dB, expected.dB, terms.dB, factors);
+  compare("dC", p, dC, expected.dC, terms.dC, factors);
+  compare("dA", p, dA, expected.dA, terms.dA, factors);
+  compare("dD", p, dd, expected.dd, terms.dd, factors);
+  compare("ddt_bias", p, ddt_bias, expected.ddt_bias, terms.ddt_bias, factors);
+  compare("dinitial_states", p, dinitial, expected.dinitial, terms.dinitial, factors);
 }
 
 }  // namespace

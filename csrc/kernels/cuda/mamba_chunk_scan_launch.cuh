@@ -10,11 +10,16 @@
 #include "mamba_chunk_scan_backward.cuh"
 #include "mamba_chunk_scan_forward.cuh"
 #include "sum_rows.cuh"
+#include "tensor_core_tiles.cuh"
 
 namespace fgk::cuda {
 
+// States, and gradients that end in sums over all positions, are as exact as their type; results of 16 bits come from
+// tensor cores.
 template <class T>
 using ScanMath = MultiplyAddTiles<Accumulation<T>>;
+template <class T>
+using NarrowMath = std::conditional_t<sizeof(T) == 2, TensorCoreTiles, ScanMath<T>>;
 
 inline int32_t scan_size(int64_t size, const char* name) {
   constexpr int64_t kMost = (int64_t{1} << 31) - 1024;  // sums of an index and a tile do not overflow
@@ -76,7 +81,10 @@ class ScanCall : public KernelCall {
 
   static int64_t chunk_heads(const ScanParams<T>& p) { return p.batch * p.chunks * p.heads; }
   static int64_t tiles(int64_t size) { return ceil_div(size, kTile); }
-  static constexpr int64_t shared_bytes() { return Chunk<T>::bytes() + 2 * Math::Operand::bytes(); }
+  template <class M = Math>
+  static constexpr int64_t shared_bytes() {
+    return Chunk<T>::bytes() + 2 * M::Operand::bytes();
+  }
 
   // States, or gradients by states, through all chunks; see the kernels. `states` has an element per chunk, head,
   // channel and state.
@@ -115,7 +123,7 @@ bool states_are_vectors(const ScanParams<T>& p, const void* states) {
 template <class T>
 void scan_forward(const ChunkScanForward& args, const Context& context) {
   using Acc = Accumulation<T>;
-  using Math = ScanMath<T>;
+  using Math = NarrowMath<T>;
   ScanCall<T> call(context);
   ScanParams<T> p = call.params(args);
   p.out = call.out(args.out, "out");
@@ -127,9 +135,10 @@ void scan_forward(const ChunkScanForward& args, const Context& context) {
   call.template pass_states<false>(p, {}, states, p.initial, last);
   p.start_states = states;
   p.state_vectors = states_are_vectors(p, args.checkpoints);
-  dev::launch("chunk_outputs", chunk_outputs_kernel<Math, T>,
-              {call.chunk_heads(p) * kChunkTiles * call.tiles(p.channels), kTileThreads, call.shared_bytes()},
-              call.stream(), p);
+  dev::launch(
+      "chunk_outputs", chunk_outputs_kernel<Math, T>,
+      {call.chunk_heads(p) * kChunkTiles * call.tiles(p.channels), kTileThreads, call.template shared_bytes<Math>()},
+      call.stream(), p);
 }
 
 // dB or dC, dense, from its sums over shares of the heads of a group.
@@ -140,16 +149,17 @@ void launch_projection_gradient(ScanCall<T>& call, const ScanGradientParams<T>& 
   const int64_t rows = p.batch * p.length * p.groups;
   const int64_t tiles = p.batch * p.chunks * p.groups * kChunkTiles * call.tiles(p.states);
   const int64_t heads_per_group = p.heads / p.groups;
-  const int64_t wanted = dev::max(int64_t{1}, dev::min(heads_per_group, 4 * dev::limits().multiprocessors / tiles));
+  const int64_t wanted =
+      dev::max(int64_t{1}, dev::min(heads_per_group, 4 * dev::limits().multiprocessors / dev::max(int64_t{1}, tiles)));
   const int64_t heads_per_share = ceil_div(heads_per_group, wanted);
   const int64_t shares = ceil_div(heads_per_group, heads_per_share);
   const gptr<T> result = call.buffers().out(static_cast<T*>(to.data), rows * p.states, kOfB ? "dB" : "dC");
   const gptr<Acc> partial =
       call.template scratch<Acc>(rows * shares * p.states, kOfB ? "shares of dB" : "shares of dC");
   dev::launch(kOfB ? "chunk_gradients_of_B" : "chunk_gradients_of_C",
-              chunk_projection_gradients_kernel<ScanMath<T>, T, kOfB>,
-              {tiles * shares, kTileThreads, call.shared_bytes()}, call.stream(), g, static_cast<int>(shares),
-              static_cast<int>(heads_per_share), partial);
+              chunk_projection_gradients_kernel<NarrowMath<T>, T, kOfB>,
+              {tiles * shares, kTileThreads, call.template shared_bytes<NarrowMath<T>>()}, call.stream(), g,
+              static_cast<int>(shares), static_cast<int>(heads_per_share), partial);
   sum_rows(call, gptr<const Acc>(partial), rows, shares, p.states, result);
 }
 
