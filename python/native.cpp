@@ -79,11 +79,11 @@ double measured(const Probe& probe) {
 }
 
 double probe_fma(const std::string& dtype, int threads, double seconds) {
-  const char* names[] = {"float32", "float64", "bfloat16", "int8"};
-  for (int type = 0; type < 4; ++type) {
+  const char* names[] = {"float32", "float64", "bfloat16", "int8", "exp_fma"};
+  for (int type = 0; type < 5; ++type) {
     if (dtype == names[type]) return measured([&] { return fgk_probe_fma(type, threads, seconds); });
   }
-  throw std::invalid_argument("dtype: expected float32, float64, bfloat16 or int8, got '" + dtype + "'");
+  throw std::invalid_argument("dtype: expected float32, float64, bfloat16, int8 or exp_fma, got '" + dtype + "'");
 }
 
 double probe_read(int threads, double megabytes, double seconds) {
@@ -102,7 +102,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
   m.def("build_info", &build_info, "Version, compiler and levels of libfgkernels.");
   m.def("probe_fma", &probe_fma, py::arg("dtype") = "float32", py::arg("threads") = 1, py::arg("seconds") = 0.2,
         "Multiply-add rate of `threads` threads together in GFLOP/s (int8: GOP/s), at the current ISA level.\n"
-        "bfloat16 and int8 are dot-product instructions at level avx512_bf16, fp32 multiply-adds elsewhere.");
+        "bfloat16 and int8 are dot-product instructions at level avx512_bf16, fp32 multiply-adds elsewhere.\n"
+        "exp_fma: 1e9 state updates of a selective scan per second (an exponential, and what is around it).");
   m.def("probe_read", &probe_read, py::arg("threads") = 1, py::arg("megabytes") = 256.0, py::arg("seconds") = 0.3,
         "Streaming read bandwidth of `threads` threads together over `megabytes` in total, in GB/s.");
   m.def("bin_pack", &fgk::bin_pack, py::arg("lengths"), py::arg("capacity"),

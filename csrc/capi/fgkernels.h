@@ -33,8 +33,14 @@ FGK_API const char* fgk_cpu_feature_name(int feature);
 FGK_API int fgk_cpu_feature_present(int feature);
 
 /* Machine limits, measured at the current ISA level with `threads` threads. Negative on error. */
-enum fgk_probe_type { FGK_PROBE_FLOAT32 = 0, FGK_PROBE_FLOAT64 = 1, FGK_PROBE_BFLOAT16 = 2, FGK_PROBE_INT8 = 3 };
-FGK_API double fgk_probe_fma(int type, int threads, double seconds);          /* GFLOP/s, int8: GOP/s */
+enum fgk_probe_type {
+  FGK_PROBE_FLOAT32 = 0,
+  FGK_PROBE_FLOAT64 = 1,
+  FGK_PROBE_BFLOAT16 = 2,
+  FGK_PROBE_INT8 = 3,
+  FGK_PROBE_EXP_FMA = 4
+};
+FGK_API double fgk_probe_fma(int type, int threads, double seconds); /* GFLOP/s, int8: GOP/s, exp_fma: 1e9 updates/s */
 FGK_API double fgk_probe_read(int threads, double megabytes, double seconds); /* GB/s */
 
 #ifdef __cplusplus

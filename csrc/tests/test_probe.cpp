@@ -15,6 +15,7 @@ namespace fgk {
   double probe_float64(int64_t iterations);             \
   double probe_bfloat16(int64_t iterations);            \
   double probe_int8(int64_t iterations);                \
+  double probe_exp_fma(int64_t iterations);             \
   uint64_t probe_read(const void* data, int64_t bytes); \
   }
 FGK_FOR_EACH_ISA(FGK_DECLARE)
@@ -22,15 +23,17 @@ FGK_FOR_EACH_ISA(FGK_DECLARE)
 }  // namespace fgk
 
 TEST(operations_are_proportional_to_iterations_and_lanes) {
-#define FGK_CASE(level)                                               \
-  if (fgk::current_isa() == fgk::Isa::level) {                        \
-    const double one = fgk::level::probe_float32(1);                  \
-    CHECK(one > 0);                                                   \
-    CHECK_EQ(fgk::level::probe_float32(7), 7 * one);                  \
-    CHECK_EQ(fgk::level::probe_float64(1), one / 2);                  \
-    const bool dot = fgk::Isa::level == fgk::Isa::avx512_bf16;        \
-    CHECK_EQ(fgk::level::probe_bfloat16(3), 3 * (dot ? 2 : 1) * one); \
-    CHECK_EQ(fgk::level::probe_int8(3), 3 * (dot ? 4 : 1) * one);     \
+#define FGK_CASE(level)                                                       \
+  if (fgk::current_isa() == fgk::Isa::level) {                                \
+    const double one = fgk::level::probe_float32(1);                          \
+    CHECK(one > 0);                                                           \
+    CHECK_EQ(fgk::level::probe_float32(7), 7 * one);                          \
+    CHECK_EQ(fgk::level::probe_float64(1), one / 2);                          \
+    const bool dot = fgk::Isa::level == fgk::Isa::avx512_bf16;                \
+    CHECK_EQ(fgk::level::probe_bfloat16(3), 3 * (dot ? 2 : 1) * one);         \
+    CHECK_EQ(fgk::level::probe_int8(3), 3 * (dot ? 4 : 1) * one);             \
+    CHECK(fgk::level::probe_exp_fma(1) > 0);                                  \
+    CHECK_EQ(fgk::level::probe_exp_fma(5), 5 * fgk::level::probe_exp_fma(1)); \
   }
   FGK_FOR_EACH_ISA(FGK_CASE)
 #undef FGK_CASE
@@ -57,7 +60,7 @@ TEST(read_touches_every_cache_line) {
 
 TEST(rates_are_finite_for_one_and_several_threads) {
   for (int threads : {1, 3}) {
-    for (int type = 0; type < 4; ++type) {
+    for (int type = 0; type < 5; ++type) {
       const double rate = fgk::probe_fma(static_cast<fgk::ProbeType>(type), threads, 0.01);
       CHECK(rate > 0 && std::isfinite(rate));
     }

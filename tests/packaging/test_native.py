@@ -47,7 +47,7 @@ def test_cpu_features_are_flags():
 def test_probes_measure_at_every_level(restored_level):
     for level in native.supported_isas():
         native.set_isa(level)
-        for dtype in ("float32", "float64", "bfloat16", "int8"):
+        for dtype in ("float32", "float64", "bfloat16", "int8", "exp_fma"):
             rate = native.probe_fma(dtype, threads=1, seconds=0.01)
             assert math.isfinite(rate) and rate > 0
         assert native.probe_read(threads=2, megabytes=2, seconds=0.01) > 0

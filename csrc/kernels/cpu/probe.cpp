@@ -24,6 +24,7 @@ namespace fgk {
   double probe_float64(int64_t iterations);             \
   double probe_bfloat16(int64_t iterations);            \
   double probe_int8(int64_t iterations);                \
+  double probe_exp_fma(int64_t iterations);             \
   uint64_t probe_read(const void* data, int64_t bytes); \
   }
 FGK_FOR_EACH_ISA(FGK_DECLARE)
@@ -43,11 +44,11 @@ constexpr int64_t kChunk = 256 * 1024;
 
 FmaLoop fma_loop(ProbeType type, Isa isa) {
   switch (isa) {
-#define FGK_CASE(level)                                                                             \
-  case Isa::level: {                                                                                \
-    constexpr FmaLoop loops[] = {level::probe_float32, level::probe_float64, level::probe_bfloat16, \
-                                 level::probe_int8};                                                \
-    return loops[static_cast<int>(type)];                                                           \
+#define FGK_CASE(level)                                                                                                \
+  case Isa::level: {                                                                                                   \
+    constexpr FmaLoop loops[] = {level::probe_float32, level::probe_float64, level::probe_bfloat16, level::probe_int8, \
+                                 level::probe_exp_fma};                                                                \
+    return loops[static_cast<int>(type)];                                                                              \
   }
     FGK_FOR_EACH_ISA(FGK_CASE)
 #undef FGK_CASE
@@ -134,7 +135,7 @@ double total_rate(int threads, double seconds, const MakeWorker& make_worker) {
 
 double probe_fma(ProbeType type, int threads, double seconds) {
   check_common(threads, seconds);
-  check(static_cast<int>(type) >= 0 && static_cast<int>(type) <= 3, "type", "0 to 3", static_cast<int>(type));
+  check(static_cast<int>(type) >= 0 && static_cast<int>(type) <= 4, "type", "0 to 4", static_cast<int>(type));
   const FmaLoop loop = fma_loop(type, current_isa());
   constexpr int64_t kIterations = 10000;  // tens of microseconds, so that no thread runs on alone for long
   return total_rate(threads, seconds, [&](int) { return [loop] { return loop(kIterations); }; }) * 1e-9;
