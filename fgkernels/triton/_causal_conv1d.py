@@ -138,6 +138,27 @@ def gradient_of_positions(
     return total
 
 
+@device_function
+def store_state_gradient(
+    dstate, grad, grad_stride_b, grad_stride_d, grad_stride_l, x, x_stride_b, x_stride_d, x_stride_l, weight, bias,
+    seq_idx, state, b, channel, inside, channels, length, accumulator: tl.constexpr, WIDTH: tl.constexpr,
+    SILU: tl.constexpr, BIAS: tl.constexpr, SEQUENCES: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the initial state, whose WIDTH - 1 positions come before 0."""
+    lane = tl.arange(0, 4).to(tl.int64)
+    t = lane - (WIDTH - 1)
+    owner = t
+    if SEQUENCES:
+        owner = owners(seq_idx, b, t, length)
+    value = gradient_of_positions(
+        grad, grad_stride_b, grad_stride_d, grad_stride_l, x, x_stride_b, x_stride_d, x_stride_l, weight, bias,
+        seq_idx, state, b, channel, t, owner, inside, channels, length, accumulator, WIDTH, SILU, BIAS, SEQUENCES,
+        True,
+    )  # fmt: skip
+    at = dstate + ((b * channels + channel) * (WIDTH - 1))[:, None] + lane[None, :]
+    tl.store(at, value, mask=inside[:, None] & (lane < WIDTH - 1)[None, :])
+
+
 @triton.jit
 def backward_kernel(
     grad, grad_stride_b, grad_stride_d, grad_stride_l, x, x_stride_b, x_stride_d, x_stride_l,
@@ -180,19 +201,11 @@ def backward_kernel(
         tl.store(dweight + (part * WIDTH + j), sum_of(tl.where(tile, g * seen, 0), 1), mask=inside)
     if STATE:
         if block == 0:
-            lane = tl.arange(0, 4).to(tl.int64)
-            past = lane - (WIDTH - 1)
-            if SEQUENCES:
-                past_owner = owners(seq_idx, b, past, length)
-            else:
-                past_owner = past
-            grad_state = gradient_of_positions(
-                grad, grad_stride_b, grad_stride_d, grad_stride_l, x, x_stride_b, x_stride_d, x_stride_l, weight,
-                bias, seq_idx, state, b, channel, past, past_owner, inside, channels, length, accumulator, WIDTH, SILU,
-                BIAS, SEQUENCES, STATE,
+            store_state_gradient(
+                dstate, grad, grad_stride_b, grad_stride_d, grad_stride_l, x, x_stride_b, x_stride_d, x_stride_l,
+                weight, bias, seq_idx, state, b, channel, inside, channels, length, accumulator, WIDTH, SILU, BIAS,
+                SEQUENCES,
             )  # fmt: skip
-            at = dstate + ((b * channels + channel) * (WIDTH - 1))[:, None] + lane[None, :]
-            tl.store(at, grad_state, mask=inside[:, None] & (lane < WIDTH - 1)[None, :])
 
 
 @triton.jit

@@ -97,3 +97,34 @@ def scan_whole_arrays(decay, increment, REVERSE, INTERPRETER):
 
 
 scan = scan_whole_arrays if INTERPRETED else scan_on_device
+
+
+@triton.jit
+def _sum_in_two(high, low, next_high, next_low):
+    """Adds numbers that are kept in two parts (Knuth's sum without error)."""
+    total = high + next_high
+    part = total - high
+    error = (high - (total - part)) + (next_high - part)
+    return total, low + next_low + error
+
+
+@device_function
+def running_sums_on_device(values, INTERPRETER: tl.constexpr):
+    """Sums along axis 1 up to each place, in two parts that together have twice the digits."""
+    return tl.associative_scan((values, values * 0.0), 1, _sum_in_two)
+
+
+def running_sums_of_whole_arrays(values, INTERPRETER):
+    """The same in the interpreter, which would call `_sum_in_two` once per element."""
+    if not INTERPRETER:
+        return running_sums_on_device(values, INTERPRETER)
+    sums = values.handle.data.astype("longdouble").cumsum(1)
+    high = sums.astype(values.handle.data.dtype)
+    handle = type(values.handle)
+    return tuple(
+        tl.core.tensor(handle(part, values.handle.dtype), values.type)
+        for part in (high, (sums - high).astype(high.dtype))
+    )
+
+
+running_sums = running_sums_of_whole_arrays if INTERPRETED else running_sums_on_device
