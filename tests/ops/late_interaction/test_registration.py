@@ -227,7 +227,7 @@ def test_export_and_decompose(operators, strict: bool, gradients: bool) -> None:
 
 def test_every_forward_operator_has_a_decomposition(operators) -> None:
     table = fgkernels.export.decompositions()
-    assert set(table) == {_library.op(name) for name in FORWARD}
+    assert set(table) >= {_library.op(name) for name in FORWARD}
     for name in FORWARD:
         for int8 in (False, True):
             if int8 and name.startswith("late"):
