@@ -95,14 +95,17 @@ def test_memory_that_cannot_be_measured_says_why(monkeypatch):
 
 def test_quick_run_writes_all_files(tmp_path, capsys):
     arguments = ["--quick", "--tiny", "--rounds", "1", "--threads", "1", "--no-peers", "--out", str(tmp_path), "--json"]
-    assert bench.main([*arguments, "--case", "maxsim-fp32", "--case", "filip-train-small"]) == 0
+    assert bench.main([*arguments, "--case", "maxsim-fp32", "--case", "filip-train-small", "--case", "scan-vim"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == results.load(tmp_path / "results.json")
-    assert [record["name"] for record in document["cases"]] == ["maxsim-fp32", "filip-train-small"]
+    assert [record["name"] for record in document["cases"]] == ["maxsim-fp32", "filip-train-small", "scan-vim"]
     for record in document["cases"]:
         assert record["status"] == "ok", record["problem"]
         assert {entry["group"] for entry in record["implementations"].values()} == {"candidate", "eager"}
         assert all(bar["met"] is None for bar in record["bars"])
+    scan = document["cases"][-1]
+    assert scan["updates"] == 2 * 6 * 40 * 4 and scan["limit"]["fma"] > 0
+    assert scan["limit"]["unit"] == {"compute": "G updates/s", "memory": "GB/s"}[scan["limit"]["kind"]]
     environment = document["environment"]
     assert environment["torch"] == torch.__version__ and environment["cpu"]
     assert (tmp_path / "results.html").exists() and (tmp_path / "results.md").exists()
