@@ -8,16 +8,16 @@ namespace fgk::cuda {
 
 // Defined once per type in mamba_chunk_scan_<type>.cu.
 template <class T>
-void scan_forward(const ChunkScanForward& args, const Context& context);
+void forward_chunks(const ChunkScanForward& args, const Context& context);
 template <class T>
-void scan_backward(const ChunkScanBackward& args, const Context& context);
+void backward_chunks(const ChunkScanBackward& args, const Context& context);
 
 void chunk_scan_forward(const ChunkScanForward& args, const Context& context) {
-  with_type(args.dtype, [&](auto type) { scan_forward<decltype(type)>(args, context); });
+  with_type(args.dtype, [&](auto type) { forward_chunks<decltype(type)>(args, context); });
 }
 
 void chunk_scan_backward(const ChunkScanBackward& args, const Context& context) {
-  with_type(args.forward.dtype, [&](auto type) { scan_backward<decltype(type)>(args, context); });
+  with_type(args.forward.dtype, [&](auto type) { backward_chunks<decltype(type)>(args, context); });
 }
 
 }  // namespace fgk::cuda

@@ -105,9 +105,9 @@ class PlainTile {
 // which takes y. Blocks: tiles of positions fastest, heads, chunks, batch.
 template <class Math, class T>
 FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, sizeof(T) == 8 ? 1 : 2)
-    chunk_output_gradients_kernel(ScanGradientParams<T> g) {
+    chunk_output_gradients_kernel(ChunkScanGradientParams<T> g) {
   using Acc = Accumulation<T>;
-  const ScanParams<T>& p = g.forward;
+  const ChunkScanParams<T>& p = g.forward;
   int64_t rest = dev::bid();
   const int tile = static_cast<int>(rest % kChunkTiles), i0 = tile * kTile;
   rest /= kChunkTiles;
@@ -172,9 +172,9 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, sizeof(T) == 8 ? 1 : 2)
 // Block: dx and ddt of a chunk of a head, and what the chunk adds to dA, dD and ddt_bias. Blocks: heads fastest,
 // chunks, batch.
 template <class Math, class T>
-FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_input_gradients_kernel(ScanGradientParams<T> g) {
+FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_input_gradients_kernel(ChunkScanGradientParams<T> g) {
   using Acc = Accumulation<T>;
-  const ScanParams<T>& p = g.forward;
+  const ChunkScanParams<T>& p = g.forward;
   const int head = static_cast<int>(dev::bid() % p.heads), group = p.group(head);
   const int64_t rest = dev::bid() / p.heads;
   dev::Shared shared;
@@ -261,11 +261,11 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_input_gradients_kernel(
 // states), dense.
 template <class Math, class T, bool kOfB>
 FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, sizeof(T) == 8 ? 1 : 2)
-    chunk_projection_gradients_kernel(ScanGradientParams<T> g, int shares, int heads_per_share,
+    chunk_projection_gradients_kernel(ChunkScanGradientParams<T> g, int shares, int heads_per_share,
                                       gptr<Accumulation<T>> result) {
   using Acc = Accumulation<T>;
   using Tile = typename Math::Tile;
-  const ScanParams<T>& p = g.forward;
+  const ChunkScanParams<T>& p = g.forward;
   const int state_tiles = (p.states + kTile - 1) / kTile;
   int64_t rest = dev::bid();
   const int n0 = static_cast<int>(rest % state_tiles) * kTile;

@@ -3,7 +3,7 @@
 
 namespace fgk::cuda {
 
-template void scan_forward<dev::f16>(const ChunkScanForward&, const Context&);
-template void scan_backward<dev::f16>(const ChunkScanBackward&, const Context&);
+template void forward_chunks<dev::f16>(const ChunkScanForward&, const Context&);
+template void backward_chunks<dev::f16>(const ChunkScanBackward&, const Context&);
 
 }  // namespace fgk::cuda

@@ -3,7 +3,7 @@
 
 namespace fgk::cuda {
 
-template void scan_forward<float>(const ChunkScanForward&, const Context&);
-template void scan_backward<float>(const ChunkScanBackward&, const Context&);
+template void forward_chunks<float>(const ChunkScanForward&, const Context&);
+template void backward_chunks<float>(const ChunkScanBackward&, const Context&);
 
 }  // namespace fgk::cuda

@@ -3,7 +3,7 @@
 
 namespace fgk::cuda {
 
-template void scan_forward<double>(const ChunkScanForward&, const Context&);
-template void scan_backward<double>(const ChunkScanBackward&, const Context&);
+template void forward_chunks<double>(const ChunkScanForward&, const Context&);
+template void backward_chunks<double>(const ChunkScanBackward&, const Context&);
 
 }  // namespace fgk::cuda

@@ -15,7 +15,7 @@ constexpr int kPassThreads = 128;
 // the whole chunk too. Blocks: tiles of states fastest, tiles of channels, heads, chunks, batch.
 template <class Math, class T, bool kGradient>
 FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2)
-    chunk_states_kernel(ScanParams<T> p, HeadView<const T> grad_out, gptr<Accumulation<T>> states,
+    chunk_states_kernel(ChunkScanParams<T> p, HeadView<const T> grad_out, gptr<Accumulation<T>> states,
                         gptr<Accumulation<T>> decays) {
   using Acc = Accumulation<T>;
   const int state_tiles = (p.states + kTile - 1) / kTile, channel_tiles = (p.channels + kTile - 1) / kTile;
@@ -78,8 +78,9 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kPassThreads, 8)
 // What the state at the start of the chunk gives to a 64 x 64 tile of y: positions from tile * 64 on, channels from p0
 // on.
 template <class Math, class T>
-FGK_DEVICE void add_start_state(const ScanParams<T>& p, const Chunk<T>& chunk, const typename Math::Operand& memory,
-                                int head, int tile, int p0, typename Math::Tile& y) {
+FGK_DEVICE void add_start_state(const ChunkScanParams<T>& p, const Chunk<T>& chunk,
+                                const typename Math::Operand& memory, int head, int tile, int p0,
+                                typename Math::Tile& y) {
   using Acc = Accumulation<T>;
   const gptr<const Acc> state = p.chunk_state(p.start_states, chunk.b, chunk.chunk, head);
   multiply<Depth::columns, Depth::columns>(y, memory, p.states, chunk.C(p.group(head), tile * kTile, 0),
@@ -93,9 +94,9 @@ FGK_DEVICE void add_start_state(const ScanParams<T>& p, const Chunk<T>& chunk, c
 // What the steps of the chunk give to the same tile (if with_y), without D x. For each tile `from` of steps,
 // with_scores(from) sees the decayed scores dt[j] C[i] B[j] in place, element (i, j).
 template <class Math, class T, class WithScores>
-FGK_DEVICE void add_chunk_steps(const ScanParams<T>& p, const Chunk<T>& chunk, const typename Math::Operand& scores,
-                                const typename Math::Operand& memory, int head, int tile, int p0, bool with_y,
-                                typename Math::Tile& y, const WithScores& with_scores) {
+FGK_DEVICE void add_chunk_steps(const ChunkScanParams<T>& p, const Chunk<T>& chunk,
+                                const typename Math::Operand& scores, const typename Math::Operand& memory, int head,
+                                int tile, int p0, bool with_y, typename Math::Tile& y, const WithScores& with_scores) {
   using Acc = Accumulation<T>;
   const int group = p.group(head);
   for (int from = 0; from <= tile; ++from) {
@@ -115,7 +116,7 @@ FGK_DEVICE void add_chunk_steps(const ScanParams<T>& p, const Chunk<T>& chunk, c
 // Block: outputs of 64 positions and 64 channels of a head. Blocks: tiles of channels fastest, tiles of positions,
 // heads, chunks, batch.
 template <class Math, class T>
-FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_outputs_kernel(ScanParams<T> p) {
+FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, 2) chunk_outputs_kernel(ChunkScanParams<T> p) {
   using Acc = Accumulation<T>;
   const int channel_tiles = (p.channels + kTile - 1) / kTile;
   int64_t rest = dev::bid();

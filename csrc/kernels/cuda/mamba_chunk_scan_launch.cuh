@@ -17,11 +17,11 @@ namespace fgk::cuda {
 // States, and gradients that end in sums over all positions, are as exact as their type; results of 16 bits come from
 // tensor cores.
 template <class T>
-using ScanMath = MultiplyAddTiles<Accumulation<T>>;
+using ChunkScanMath = MultiplyAddTiles<Accumulation<T>>;
 template <class T>
-using NarrowMath = std::conditional_t<sizeof(T) == 2, TensorCoreTiles, ScanMath<T>>;
+using NarrowMath = std::conditional_t<sizeof(T) == 2, TensorCoreTiles, ChunkScanMath<T>>;
 
-inline int32_t scan_size(int64_t size, const char* name) {
+inline int32_t chunk_scan_size(int64_t size, const char* name) {
   constexpr int64_t kMost = (int64_t{1} << 31) - 1024;  // sums of an index and a tile do not overflow
   if (size > kMost) {
     throw std::runtime_error("mamba_chunk_scan on CUDA: expected at most " + std::to_string(kMost) + " " + name +
@@ -31,10 +31,10 @@ inline int32_t scan_size(int64_t size, const char* name) {
 }
 
 template <class T>
-class ScanCall : public KernelCall {
+class ChunkScanCall : public KernelCall {
  public:
   using Acc = Accumulation<T>;
-  using Math = ScanMath<T>;
+  using Math = ChunkScanMath<T>;
   using KernelCall::KernelCall;
 
   HeadView<const T> in(const HeadSequence& s, const char* name) {
@@ -53,8 +53,8 @@ class ScanCall : public KernelCall {
     return buffers().out(static_cast<Acc*>(data), count, name);
   }
 
-  ScanParams<T> params(const ChunkScanForward& args) {
-    ScanParams<T> p{};
+  ChunkScanParams<T> params(const ChunkScanForward& args) {
+    ChunkScanParams<T> p{};
     p.x = in(args.x, "x");
     p.dt = in(args.dt, "dt");
     p.z = in(args.z, "z");
@@ -66,11 +66,11 @@ class ScanCall : public KernelCall {
     p.initial = parameter(args.initial_states, args.batch * args.heads * args.channels * args.states, "initial_states");
     p.seq_idx = buffers().in(args.seq_idx, args.batch * args.length, "seq_idx");
     p.batch = args.batch;
-    p.length = scan_size(args.length, "positions");
-    p.heads = scan_size(args.heads, "heads");
-    p.channels = scan_size(args.channels, "channels per head");
-    p.groups = scan_size(args.groups, "groups");
-    p.states = scan_size(args.states, "states");
+    p.length = chunk_scan_size(args.length, "positions");
+    p.heads = chunk_scan_size(args.heads, "heads");
+    p.channels = chunk_scan_size(args.channels, "channels per head");
+    p.groups = chunk_scan_size(args.groups, "groups");
+    p.states = chunk_scan_size(args.states, "states");
     p.chunks = static_cast<int32_t>(chunk_scan_chunks(args.length));
     p.D_per_channel = args.D_per_channel;
     p.dt_softplus = args.dt_softplus;
@@ -79,7 +79,7 @@ class ScanCall : public KernelCall {
     return p;
   }
 
-  static int64_t chunk_heads(const ScanParams<T>& p) { return p.batch * p.chunks * p.heads; }
+  static int64_t chunk_heads(const ChunkScanParams<T>& p) { return p.batch * p.chunks * p.heads; }
   static int64_t tiles(int64_t size) { return ceil_div(size, kTile); }
   template <class M = Math>
   static constexpr int64_t shared_bytes() {
@@ -89,8 +89,8 @@ class ScanCall : public KernelCall {
   // States, or gradients by states, through all chunks; see the kernels. `states` has an element per chunk, head,
   // channel and state.
   template <bool kGradient>
-  void pass_states(const ScanParams<T>& p, const HeadView<const T>& grad_out, gptr<Acc> states, gptr<const Acc> first,
-                   gptr<Acc> last) {
+  void pass_states(const ChunkScanParams<T>& p, const HeadView<const T>& grad_out, gptr<Acc> states,
+                   gptr<const Acc> first, gptr<Acc> last) {
     const gptr<Acc> decays = this->template scratch<Acc>(chunk_heads(p), "decays");
     const int64_t state_count = static_cast<int64_t>(p.channels) * p.states;
     dev::launch(kGradient ? "chunk_state_gradients" : "chunk_states", chunk_states_kernel<Math, T, kGradient>,
@@ -107,25 +107,25 @@ class ScanCall : public KernelCall {
     return {data,
             s.batch,
             row,
-            scan_size(s.position, "elements from position to position"),
-            scan_size(column, "elements from channel to channel"),
-            column == 1 && is_aligned<T>(s.data, kScanItems<T>, s.batch, row, s.position)};
+            chunk_scan_size(s.position, "elements from position to position"),
+            chunk_scan_size(column, "elements from channel to channel"),
+            column == 1 && is_aligned<T>(s.data, kChunkItems<T>, s.batch, row, s.position)};
   }
 };
 
 // Whether vectors of states start at multiples of 16 bytes.
 template <class T>
-bool states_are_vectors(const ScanParams<T>& p, const void* states) {
+bool states_are_vectors(const ChunkScanParams<T>& p, const void* states) {
   using Acc = Accumulation<T>;
-  return is_aligned<Acc>(states, kScanItems<Acc>, static_cast<int64_t>(p.states));
+  return is_aligned<Acc>(states, kChunkItems<Acc>, static_cast<int64_t>(p.states));
 }
 
 template <class T>
-void scan_forward(const ChunkScanForward& args, const Context& context) {
+void forward_chunks(const ChunkScanForward& args, const Context& context) {
   using Acc = Accumulation<T>;
   using Math = NarrowMath<T>;
-  ScanCall<T> call(context);
-  ScanParams<T> p = call.params(args);
+  ChunkScanCall<T> call(context);
+  ChunkScanParams<T> p = call.params(args);
   p.out = call.out(args.out, "out");
   const int64_t state_count = args.heads * args.channels * args.states;
   const int64_t all = args.batch * p.chunks * state_count;
@@ -143,9 +143,9 @@ void scan_forward(const ChunkScanForward& args, const Context& context) {
 
 // dB or dC, dense, from its sums over shares of the heads of a group.
 template <class T, bool kOfB>
-void launch_projection_gradient(ScanCall<T>& call, const ScanGradientParams<T>& g, const HeadProjection& to) {
+void launch_projection_gradient(ChunkScanCall<T>& call, const ChunkScanGradientParams<T>& g, const HeadProjection& to) {
   using Acc = Accumulation<T>;
-  const ScanParams<T>& p = g.forward;
+  const ChunkScanParams<T>& p = g.forward;
   const int64_t rows = p.batch * p.length * p.groups;
   const int64_t tiles = p.batch * p.chunks * p.groups * kChunkTiles * call.tiles(p.states);
   const int64_t heads_per_group = p.heads / p.groups;
@@ -164,14 +164,14 @@ void launch_projection_gradient(ScanCall<T>& call, const ScanGradientParams<T>& 
 }
 
 template <class T>
-void scan_backward(const ChunkScanBackward& args, const Context& context) {
+void backward_chunks(const ChunkScanBackward& args, const Context& context) {
   using Acc = Accumulation<T>;
-  using Math = ScanMath<T>;
+  using Math = ChunkScanMath<T>;
   const ChunkScanForward& f = args.forward;
-  ScanCall<T> call(context);
-  ScanGradientParams<T> g{};
+  ChunkScanCall<T> call(context);
+  ChunkScanGradientParams<T> g{};
   g.forward = call.params(f);
-  ScanParams<T>& p = g.forward;
+  ChunkScanParams<T>& p = g.forward;
   const int64_t state_count = f.heads * f.channels * f.states;
   const int64_t chunk_heads = call.chunk_heads(p), pieces = f.batch * p.chunks;
   p.start_states = call.parameter(args.checkpoints, pieces * state_count, "checkpoints");

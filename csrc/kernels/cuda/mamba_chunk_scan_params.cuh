@@ -32,10 +32,10 @@ struct HeadView {
 
 // Elements of 16 bytes.
 template <class T>
-constexpr int kScanItems = 16 / static_cast<int>(sizeof(T));
+constexpr int kChunkItems = 16 / static_cast<int>(sizeof(T));
 
 template <class T>
-struct ScanParams {
+struct ChunkScanParams {
   using Acc = Accumulation<T>;
 
   HeadView<const T> x, dt, z, B, C;
@@ -69,10 +69,10 @@ struct ScanParams {
 
 // What only the backward has.
 template <class T>
-struct ScanGradientParams {
+struct ChunkScanGradientParams {
   using Acc = Accumulation<T>;
 
-  ScanParams<T> forward;
+  ChunkScanParams<T> forward;
   HeadView<const T> grad_out;
   gptr<const Acc> end_gradients;  // by the state after each chunk
   // (batch, chunks, heads, kChunkTiles, kChunk): the gradient by each exponent dt A of a chunk, from each tile of
@@ -94,7 +94,7 @@ class Chunk {
            dev::shared_bytes<double>(kTileThreads / 32) + dev::shared_bytes<int32_t>(kTileThreads / 32);
   }
 
-  FGK_DEVICE Chunk(const ScanParams<T>& p, dev::Shared& shared, int64_t b, int chunk)
+  FGK_DEVICE Chunk(const ChunkScanParams<T>& p, dev::Shared& shared, int64_t b, int chunk)
       : b(b),
         chunk(chunk),
         first(chunk * kChunk),
@@ -174,17 +174,17 @@ class Chunk {
   template <class Scale>
   FGK_DEVICE auto elements(const HeadView<const T>& view, int head, int row0, int column0, int columns,
                            const Scale& scale) const {
-    return factor<kScanItems<T>>(
-        [this, &view, head, row0, column0, columns, scale](int row, int column, Acc(&to)[kScanItems<T>]) {
+    return factor<kChunkItems<T>>(
+        [this, &view, head, row0, column0, columns, scale](int row, int column, Acc(&to)[kChunkItems<T>]) {
           load(view, row0 + row, head, column0 + column, columns, to);
           const Acc by = row0 + row < rows ? scale(row0 + row) : Acc(0);
           FGK_UNROLL
-          for (int q = 0; q < kScanItems<T>; ++q) to[q] = by == Acc(0) ? Acc(0) : by * to[q];
+          for (int q = 0; q < kChunkItems<T>; ++q) to[q] = by == Acc(0) ? Acc(0) : by * to[q];
         });
   }
   FGK_DEVICE auto elements(const HeadView<const T>& view, int head, int row0, int column0, int columns) const {
-    return factor<kScanItems<T>>(
-        [this, &view, head, row0, column0, columns](int row, int column, Acc(&to)[kScanItems<T>]) {
+    return factor<kChunkItems<T>>(
+        [this, &view, head, row0, column0, columns](int row, int column, Acc(&to)[kChunkItems<T>]) {
           load(view, row0 + row, head, column0 + column, columns, to);
         });
   }
@@ -196,14 +196,14 @@ class Chunk {
   // The gradient by y, before the gate, times scale(step).
   template <class Scale>
   FGK_DEVICE auto gy(const HeadView<const T>& grad_out, int head, int row0, int channel0, const Scale& scale) const {
-    return factor<kScanItems<T>>(
-        [this, &grad_out, head, row0, channel0, scale](int row, int column, Acc(&to)[kScanItems<T>]) {
+    return factor<kChunkItems<T>>(
+        [this, &grad_out, head, row0, channel0, scale](int row, int column, Acc(&to)[kChunkItems<T>]) {
           load(grad_out, row0 + row, head, channel0 + column, p_.channels, to);
           const Acc by = row0 + row < rows ? scale(row0 + row) : Acc(0);
-          Acc z[kScanItems<T>];
+          Acc z[kChunkItems<T>];
           if (p_.z.data) load(p_.z, row0 + row, head, channel0 + column, p_.channels, z);
           FGK_UNROLL
-          for (int q = 0; q < kScanItems<T>; ++q) {
+          for (int q = 0; q < kChunkItems<T>; ++q) {
             if (p_.z.data && to[q] != Acc(0)) to[q] *= silu(z[q]);
             to[q] *= by;
           }
@@ -214,15 +214,15 @@ class Chunk {
   }
   // Rows are channels of a state, columns its states.
   FGK_DEVICE auto state(gptr<const Acc> of, int channel0, int state0) const {
-    return factor<kScanItems<Acc>>([this, of, channel0, state0](int row, int column, Acc(&to)[kScanItems<Acc>]) {
+    return factor<kChunkItems<Acc>>([this, of, channel0, state0](int row, int column, Acc(&to)[kChunkItems<Acc>]) {
       const int channel = channel0 + row, first_state = state0 + column;
       const bool inside = channel < p_.channels;
       const int64_t at = static_cast<int64_t>(channel) * p_.states + first_state;
-      if (inside && p_.state_vectors && first_state + kScanItems<Acc> <= p_.states) {
-        return load_vector<Acc, kScanItems<Acc>>(of, at, to);
+      if (inside && p_.state_vectors && first_state + kChunkItems<Acc> <= p_.states) {
+        return load_vector<Acc, kChunkItems<Acc>>(of, at, to);
       }
       FGK_UNROLL
-      for (int q = 0; q < kScanItems<Acc>; ++q) to[q] = inside && first_state + q < p_.states ? of.ld(at + q) : Acc(0);
+      for (int q = 0; q < kChunkItems<Acc>; ++q) to[q] = inside && first_state + q < p_.states ? of.ld(at + q) : Acc(0);
     });
   }
 
@@ -238,19 +238,19 @@ class Chunk {
  private:
   // Neighbouring elements at step i of the chunk, zeros outside of it.
   FGK_DEVICE void load(const HeadView<const T>& view, int i, int head, int column, int columns,
-                       Acc (&to)[kScanItems<T>]) const {
+                       Acc (&to)[kChunkItems<T>]) const {
     const bool inside = i < rows && column < columns;
     const gptr<const T> from = inside ? view.at(b, first + i, head, columns) : view.data;
-    if (inside && view.vectors && column + kScanItems<T> <= columns) {
-      return load_vector<T, kScanItems<T>>(from, column, to);
+    if (inside && view.vectors && column + kChunkItems<T> <= columns) {
+      return load_vector<T, kChunkItems<T>>(from, column, to);
     }
     FGK_UNROLL
-    for (int q = 0; q < kScanItems<T>; ++q) {
+    for (int q = 0; q < kChunkItems<T>; ++q) {
       to[q] = inside && column + q < columns ? to_acc(from.ld(static_cast<int64_t>(column + q) * view.column)) : Acc(0);
     }
   }
 
-  const ScanParams<T>& p_;
+  const ChunkScanParams<T>& p_;
   sptr<double> sum_;
   sptr<Acc> dt_;
   sptr<Acc> slope_;
