@@ -197,18 +197,27 @@ def test_same_gradients_with_any_thread_count(cpu_implementation) -> None:
 
 @pytest.mark.parametrize("seq_idx", [False, True])
 def test_nan_stays_where_it_belongs(implementation, seq_idx: bool) -> None:
-    """A NaN in the gradient of one output reaches the x before it in its own head, channel and sequence."""
+    """A NaN in the gradient of one output reaches the x before it in its own head, channel and sequence.
+
+    By products of matrices, as for values, it may reach other steps of its head and channel too.
+    """
     case = Case(2, 150, 2, 5, 1, 4, z=False)
     inputs, grad = scan_inputs(case), torch.randn(2, 150, 2, 5)
     if seq_idx:
         inputs["seq_idx"] = (torch.arange(150) // 40).to(torch.int32).expand(2, 150)
+    clean = gradients(fgkernels.mamba_chunk_scan_combined, inputs, case, (grad, None))
     grad[1, 90, 1, 3] = math.nan
     found = gradients(fgkernels.mamba_chunk_scan_combined, inputs, case, (grad, None))
     reached = torch.zeros(grad.shape, dtype=torch.bool)
     reached[1, 80 if seq_idx else 0 : 91, 1, 3] = True
-    assert torch.equal(found["x"].isnan(), reached)
+    if implementation.is_cpu_build:
+        assert torch.equal(found["x"].isnan(), reached)
+        assert torch.equal(found["initial_states"].isnan().any(-1), reached[:, 0])
+    else:
+        assert found["x"][1, 90, 1, 3].isnan()
+        reached[1, :, 1, 3] = True
     assert found["A"].isnan().tolist() == [False, True]
-    assert torch.equal(found["initial_states"].isnan().any(-1), reached[:, 0])
+    torch.testing.assert_close(found["x"][~reached], clean["x"][~reached])
 
 
 def test_second_derivatives_are_refused(operators) -> None:
