@@ -5,18 +5,14 @@
 // tools/cuda_audit.py reads this, and puts names to the addresses.
 #include <cstdio>
 #include <cstdlib>
-#include <memory>
 #include <string>
-#include <vector>
 
 #include "cuda_emulation/emulation.h"
 #include "kernels/cuda/late_interaction.h"
-
-namespace {
+#include "scan_shapes.h"
+#include "shapes.h"
 
 std::string current_case;
-
-}  // namespace
 
 // fgk::emulation::core::launch(const char* name, const dev::Launch&, void (*call)(const void*), const void* arguments);
 // the arguments begin with the kernel.
@@ -30,26 +26,6 @@ extern "C" void __wrap__ZN3fgk9emulation4core6launchEPKcRKNS_3dev6LaunchEPFvPKvE
 
 namespace fgk {
 namespace {
-
-// Memory of one call; nobody reads or writes what the kernels would.
-class Memory {
- public:
-  void* take(int64_t bytes) {
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 256, static_cast<size_t>(bytes > 0 ? bytes : 1)) != 0) std::abort();
-    blocks_.emplace_back(memory);
-    return memory;
-  }
-  cuda::Context context() {
-    return {nullptr, [](void* owner, int64_t bytes) { return static_cast<Memory*>(owner)->take(bytes); }, this};
-  }
-
- private:
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  std::vector<std::unique_ptr<void, Free>> blocks_;
-};
 
 struct Shape {
   int64_t na, n, nb, m, dim;
@@ -128,11 +104,7 @@ void backward(const std::string& name, DType dtype, const Shape& s, bool for_a) 
 void late_interaction() {
   constexpr Shape kFilip{256, 256, 256, 77, 256}, kPatches{256, 49, 256, 77, 256}, kColbert{32, 32, 1000, 180, 128},
       kOneQuery{1, 32, 1000, 180, 128};
-  struct Type {
-    const char* name;
-    DType dtype;
-  };
-  for (const Type& type : {Type{"bf16", DType::bf16}, {"f16", DType::f16}, {"f32", DType::f32}, {"f64", DType::f64}}) {
+  for (const NamedType& type : kNamedTypes) {
     const std::string dtype = type.name;
     for (const bool indices : {false, true}) {
       const std::string kept = indices ? ", for a backward pass" : "";
@@ -158,4 +130,5 @@ int main(int count, char** values) {
   fgk::emulation::set_limits({std::atoi(values[1]), std::atoll(values[2])});
   std::printf("main\t%p\n", reinterpret_cast<void*>(&main));
   fgk::late_interaction();
+  fgk::scan_shapes::all();
 }
