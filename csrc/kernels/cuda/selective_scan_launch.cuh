@@ -207,18 +207,20 @@ class ScanBackward : ScanCall<T> {
  private:
   gptr<Acc> scratch(int64_t count, const char* name) { return this->call_.template scratch<Acc>(count, name); }
 
-  // How many channels a block takes in turn: few, so that there are blocks enough, unless that takes more scratch
-  // memory than twice the inputs.
+  // How many channels a block takes in turn: few, so that there are blocks enough, unless all scratch memory together
+  // would take more than twice the inputs.
   void deal_channels(ScanBackwardParams<T>& p) const {
     const SelectiveScanForward& in = args_.forward;
+    constexpr int64_t kNumber = sizeof(Acc);
     const int64_t group_channels = p.channels / p.groups;
     const int64_t rows = this->group_rows();
     const int64_t arrays = !in.B.constant + !in.C.constant;
-    const int64_t set_bytes = rows * arrays * p.states * p.pitch * static_cast<int64_t>(sizeof(Acc));
+    const int64_t set_bytes = rows * arrays * p.states * p.pitch * kNumber;
     const int64_t input_bytes = static_cast<int64_t>(sizeof(T)) *
                                 (in.u.span + in.delta.span + in.z.span + args_.grad_out.span + in.B.span + in.C.span);
+    const int64_t taken = (!!p.du_parts + !!p.y_parts) * this->state_rows() * p.length * kNumber;
     constexpr int64_t kAlwaysAllowed = int64_t{16} << 20;
-    const int64_t most_sets = dev::max(2 * input_bytes, kAlwaysAllowed) / dev::max(set_bytes, int64_t{1});
+    const int64_t most_sets = dev::max(2 * input_bytes - taken, kAlwaysAllowed) / dev::max(set_bytes, int64_t{1});
     constexpr int64_t kMostChannels = 16;
     constexpr int64_t kBlocksPerMultiprocessor = 4;
     const int64_t for_blocks = ceil_div(kBlocksPerMultiprocessor * dev::limits().multiprocessors, rows);
