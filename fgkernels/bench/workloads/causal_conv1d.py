@@ -44,17 +44,11 @@ def step_inputs(shape: Shape) -> Inputs:
     }
 
 
-def conv_cut(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def conv_grouped(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """F.conv1d with as many groups as channels, padded on both sides, its end cut off."""
     width = weight.shape[1]
     out = F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=x.shape[1])
     return F.silu(out[..., : x.shape[2]])
-
-
-def conv_padded(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same on an x that is padded on the left first."""
-    padded = F.pad(x, (weight.shape[1] - 1, 0))
-    return F.silu(F.conv1d(padded, weight[:, None], bias, groups=x.shape[1]))
 
 
 def conv_sum(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
