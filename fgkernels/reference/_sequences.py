@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import _checks
 from ._checks import shape
+from ._scan_checks import values_can_be_read
 
 
 def as_int32(name: str, index: Tensor | None) -> Tensor | None:
@@ -26,7 +27,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, owner: str, packed: Tensor, axis: int) 
     _checks.check_offsets(_checks.raise_error, "cu_seqlens", cu_seqlens, "(S + 1,)", packed)
     if packed.shape[0] != 1:
         raise ValueError(f"{owner}: expected a batch of B = 1 with cu_seqlens, got {shape(packed)}")
-    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+    if cu_seqlens.device.type == "cpu" and values_can_be_read(cu_seqlens):
         _checks.check_offset_values("cu_seqlens", cu_seqlens, packed.movedim(axis, 0))
 
 

@@ -264,19 +264,19 @@ def check_no_gradient(*tensors: Tensor | None) -> None:
 
 
 def check_values(entries: int, cache_seqlens: Tensor | None, conv_state_indices: Tensor | None) -> None:
-    """Lengths are not negative, rows of the state in range and all different. Not while tracing: it reads them."""
-    if torch.compiler.is_compiling():
-        return
-    for i, length in enumerate([] if cache_seqlens is None else cache_seqlens.tolist()):
-        if length < 0:
-            raise ValueError(f"cache_seqlens: expected values >= 0, got {length} at position {i}")
-    seen = set()
-    for i, entry in enumerate([] if conv_state_indices is None else conv_state_indices.tolist()):
-        if not 0 <= entry < entries:
-            raise ValueError(f"conv_state_indices: expected values in [0, {entries}), got {entry} at position {i}")
-        if entry in seen:
-            raise ValueError(f"conv_state_indices: expected each value once, got {entry} again at position {i}")
-        seen.add(entry)
+    """Lengths are not negative, rows of the state in range and all different, where they can be read."""
+    if cache_seqlens is not None and checks.values_can_be_read(cache_seqlens):
+        for i, length in enumerate(cache_seqlens.tolist()):
+            if length < 0:
+                raise ValueError(f"cache_seqlens: expected values >= 0, got {length} at position {i}")
+    if conv_state_indices is not None and checks.values_can_be_read(conv_state_indices):
+        seen = set()
+        for i, entry in enumerate(conv_state_indices.tolist()):
+            if not 0 <= entry < entries:
+                raise ValueError(f"conv_state_indices: expected values in [0, {entries}), got {entry} at position {i}")
+            if entry in seen:
+                raise ValueError(f"conv_state_indices: expected each value once, got {entry} again at position {i}")
+            seen.add(entry)
 
 
 def _check_parameters(expect: Expect, x: Tensor, letters: str, weight: Tensor, bias: Tensor | None) -> None:
@@ -331,6 +331,7 @@ def check_update(
         entries = x.shape[0]
     sizes = (entries, x.shape[1], state_len)
     checks.check_like(expect, "conv_state", conv_state, letters, sizes, "x", x.dtype, x.device)
+    checks.check_writable(expect, "conv_state", conv_state)
     expect(
         state_len >= weight.shape[1] - 1,
         ValueError,
