@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # Imported at first use: `import fgkernels` stays light.
-_SUBMODULES = ("bench", "cli", "compat", "demo", "export", "nn", "ops")
+_SUBMODULES = ("bench", "cli", "compat", "demo", "export", "integrations", "nn", "ops")
 
 
 def __getattr__(name: str) -> ModuleType:
