@@ -39,109 +39,110 @@ void backward_lanes(const ConvPlan& plan, const ConvTask& task, void* memory) {
 
 // ---- decoding ----
 
-// Elements of up to W channels in storage, at the positions of a state or of x.
-template <class V>
-struct Storage {
-  using S = typename V::Scalar;
-  char* data;
-  DType dtype;
-  int64_t channel;
-  int64_t position;
-  int channels;
-
-  Storage(const ConvSequence& s, DType type, int64_t row, int64_t first, int count)
-      : data(static_cast<char*>(s.data) + (row * s.batch + first * s.channel) * dtype_bytes(type)),
-        dtype(type),
-        channel(s.channel),
-        position(s.position),
-        channels(count) {}
-
-  template <class Stored, class Convert>
-  void gather(S* lanes, int64_t p, const Convert& convert) const {
-    const Stored* from = reinterpret_cast<const Stored*>(data) + p * position;
-    for (int c = 0; c < channels; ++c) lanes[c] = convert(from[c * channel]);
-  }
-  void read(S* lanes, int64_t p) const {
-    switch (dtype) {
-      case DType::f32:
-        return gather<float>(lanes, p, [](float x) { return static_cast<S>(x); });
-      case DType::f64:
-        return gather<double>(lanes, p, [](double x) { return static_cast<S>(x); });
-      case DType::bf16:
-        return gather<uint16_t>(lanes, p, [](uint16_t x) { return static_cast<S>(bf16_to_f32(x)); });
-      default:
-        return gather<uint16_t>(lanes, p, [](uint16_t x) { return static_cast<S>(f16_to_f32(x)); });
-    }
-  }
-  void write(const S* lanes, int64_t p) const {
-    const int64_t bytes = dtype_bytes(dtype);
-    for (int c = 0; c < channels; ++c) narrow_row(data + (c * channel + p * position) * bytes, dtype, lanes + c, 1);
-  }
-  // Moves elements as they are stored.
-  template <class Stored>
-  void move(int64_t p, const Storage& from, int64_t from_position) const {
-    Stored* to = reinterpret_cast<Stored*>(data) + p * position;
-    const Stored* source = reinterpret_cast<const Stored*>(from.data) + from_position * from.position;
-    for (int c = 0; c < channels; ++c) to[c * channel] = source[c * from.channel];
-  }
-  void copy(int64_t p, const Storage& from, int64_t from_position) const {
-    switch (dtype_bytes(dtype)) {
-      case 8:
-        return move<uint64_t>(p, from, from_position);
-      case 4:
-        return move<uint32_t>(p, from, from_position);
-      default:
-        return move<uint16_t>(p, from, from_position);
-    }
-  }
+// How an element is stored, and as what it is computed with.
+template <class S>
+struct Plain {
+  using Stored = S;
+  static FGK_INLINE S widen(Stored x) { return x; }
+  static FGK_INLINE Stored narrow(S x) { return x; }
+};
+struct Bf16 {
+  using Stored = uint16_t;
+  static FGK_INLINE float widen(Stored x) { return bf16_to_f32(x); }
+  static FGK_INLINE Stored narrow(float x) { return f32_to_bf16(x); }
+};
+struct F16 {
+  using Stored = uint16_t;
+  static FGK_INLINE float widen(Stored x) { return f16_to_f32(x); }
+  static FGK_INLINE Stored narrow(float x) { return f32_to_f16(x); }
 };
 
-template <class V>
-void update(const CausalConvUpdate& args, int64_t b, int64_t channel) {
+constexpr int64_t kUpdateSteps = 8;  // computed before their activation is
+
+template <class V, class Element, int Width>
+void update_channels(const CausalConvUpdate& args, int64_t b, int64_t channel) {
   using S = typename V::Scalar;
-  const int taps = args.width - 1;
+  using Stored = typename Element::Stored;
+  constexpr int kTaps = Width - 1;
   const int channels = args.channels - channel < V::W ? static_cast<int>(args.channels - channel) : V::W;
-  const int64_t entry = args.entry != nullptr ? args.entry[b] : b;
-  const Storage<V> x(args.x, args.dtype, b, channel, channels);
-  const Storage<V> out(args.out, args.dtype, b, channel, channels);
-  const Storage<V> state(args.state, args.dtype, entry, channel, channels);
+  const auto first_element = [&](const ConvSequence& s, int64_t row) {
+    return static_cast<Stored*>(s.data) + row * s.batch + channel * s.channel;
+  };
+  const Stored* x = first_element(args.x, b);
+  Stored* out = first_element(args.out, b);
+  Stored* state = first_element(args.state, args.entry != nullptr ? args.entry[b] : b);
   const int64_t length = args.state_length;
   const bool ring = args.cache_seqlens != nullptr;
-  // Where position t of x, or one before it, has its place in the state.
   const int64_t start = ring ? args.cache_seqlens[b] % length : length;
-  const auto place = [&](int64_t t) { return ring ? ((start + t) % length + length) % length : start + t; };
+  // The element of the first channel's state where position t of x, or one before it, has its place.
+  const auto place = [&](int64_t t) {
+    return (ring ? ((start + t) % length + length) % length : start + t) * args.state.position;
+  };
 
-  alignas(64) S weight[kMaxConvWidth][V::W] = {};
-  alignas(64) S bias[V::W] = {};
-  alignas(64) S window[kMaxConvWidth][V::W] = {};  // position t is at t % kMaxConvWidth
-  for (int c = 0; c < channels; ++c) {
-    const S* own = static_cast<const S*>(args.weight) + (channel + c) * args.width;
-    for (int k = 0; k < args.width; ++k) weight[k][c] = own[taps - k];
-    if (args.bias != nullptr) bias[c] = static_cast<const S*>(args.bias)[channel + c];
+  S window[V::W][kTaps];
+  for (int j = 0; j < kTaps; ++j) {
+    const Stored* from = state + place(j - kTaps);
+    for (int c = 0; c < channels; ++c) window[c][j] = Element::widen(from[c * args.state.channel]);
   }
-  for (int t = -taps; t < 0; ++t) state.read(window[t + kMaxConvWidth], place(t));
-  for (int64_t t = 0; t < args.steps; ++t) {
-    x.read(window[t % kMaxConvWidth], t);
-    typename V::Reg sum = V::load(bias);
-    for (int k = 0; k < args.width; ++k) {
-      sum = V::fma(V::load(weight[k]), V::load(window[(t - k + kMaxConvWidth) % kMaxConvWidth]), sum);
+  const S* weight = static_cast<const S*>(args.weight) + channel * Width;
+  const S* bias = args.bias != nullptr ? static_cast<const S*>(args.bias) + channel : nullptr;
+  alignas(64) S sums[kUpdateSteps][V::W] = {};
+  for (int64_t first = 0; first < args.steps; first += kUpdateSteps) {
+    const int64_t steps = args.steps - first < kUpdateSteps ? args.steps - first : kUpdateSteps;
+    for (int c = 0; c < channels; ++c) {
+      S(&before)[kTaps] = window[c];
+      for (int64_t t = 0; t < steps; ++t) {
+        const S value = Element::widen(x[c * args.x.channel + (first + t) * args.x.position]);
+        S sum = bias != nullptr ? bias[c] : S(0);
+        sum += weight[c * Width + kTaps] * value;
+#pragma GCC unroll 4
+        for (int j = kTaps - 1; j >= 0; --j) sum += weight[c * Width + j] * before[j];
+#pragma GCC unroll 4
+        for (int j = 0; j + 1 < kTaps; ++j) before[j] = before[j + 1];
+        before[kTaps - 1] = value;
+        sums[t][c] = sum;
+      }
     }
-    alignas(64) S result[V::W];
-    V::store(result, args.silu ? silu<V>(sum) : sum);
-    out.write(result, t);
+    for (int64_t t = 0; t < steps; ++t) {
+      if (args.silu) V::store(sums[t], silu<V>(V::load(sums[t])));
+      Stored* to = out + (first + t) * args.out.position;
+      for (int c = 0; c < channels; ++c) to[c * args.out.channel] = Element::narrow(sums[t][c]);
+    }
   }
+
+  // Elements go into the state as they are stored.
+  const auto move = [&](int64_t to, const Stored* from, int64_t stride) {
+    for (int c = 0; c < channels; ++c) state[to + c * args.state.channel] = from[c * stride];
+  };
   if (ring) {
-    for (int64_t t = args.steps > length ? args.steps - length : 0; t < args.steps; ++t) state.copy(place(t), x, t);
+    for (int64_t t = args.steps > length ? args.steps - length : 0; t < args.steps; ++t) {
+      move(place(t), x + t * args.x.position, args.x.channel);
+    }
     return;
   }
   for (int64_t i = 0; i < length; ++i) {
     const int64_t from = i + args.steps;
     if (from < length) {
-      state.copy(i, state, from);
+      move(i * args.state.position, state + from * args.state.position, args.state.channel);
     } else {
-      state.copy(i, x, from - length);
+      move(i * args.state.position, x + (from - length) * args.x.position, args.x.channel);
     }
   }
+}
+
+template <class V>
+void update(const CausalConvUpdate& args, int64_t b, int64_t channel) {
+  with_width(args.width, [&](auto width) {
+    if constexpr (sizeof(typename V::Scalar) == 8) {
+      update_channels<V, Plain<double>, width>(args, b, channel);
+    } else if (args.dtype == DType::f32) {
+      update_channels<V, Plain<float>, width>(args, b, channel);
+    } else if (args.dtype == DType::bf16) {
+      update_channels<V, Bf16, width>(args, b, channel);
+    } else {
+      update_channels<V, F16, width>(args, b, channel);
+    }
+  });
 }
 
 template <class V>
