@@ -72,7 +72,7 @@ if INTERPRETED:
         """Values in another dtype, to the nearest: on its way to bfloat16 the interpreter drops bits instead."""
         if dtype == tl.bfloat16 and values.dtype == tl.float32:
             bits = values.to(tl.int32, bitcast=True)
-            nearest = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+            nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
             values = tl.where(values == values, nearest, values)
         return values.to(dtype)
 else:
