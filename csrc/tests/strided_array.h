@@ -17,8 +17,9 @@ namespace strided_array {
 using fgk::DType;
 using fgk::dtype_bytes;
 
-// Storage order: as the sizes say; the last two sizes swapped; or as they say, unaligned and with gaps between rows.
-enum class Layout { dense, swapped, padded };
+// Storage order: as the sizes say; the last two sizes swapped; or as they say with three elements between rows, which
+// start anywhere (padded) or, the sizes allowing, at multiples of 16 bytes (spaced).
+enum class Layout { dense, swapped, padded, spaced };
 
 // An array in a storage type, strided, and the doubles it stands for in the order of its sizes. No sizes: not there.
 struct Array {
@@ -40,7 +41,7 @@ struct Array {
     for (size_t i = rank; i-- > 0;) {
       stride[order[i]] = pitch;
       pitch *= size[order[i]];
-      if (layout == Layout::padded && i + 1 == rank) pitch += 3;
+      if ((layout == Layout::padded || layout == Layout::spaced) && i + 1 == rank) pitch += 3;
     }
     start = layout == Layout::padded ? 1 : 0;
     memory.assign(static_cast<size_t>((start + span()) * dtype_bytes(dtype)), 0xFF);

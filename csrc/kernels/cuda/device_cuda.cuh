@@ -66,7 +66,9 @@ FGK_DEVICE To bit_cast(const From& from) {
 
 template <class V>
 FGK_DEVICE V load(const void* p) {
-  return bit_cast<V>(*static_cast<const typename Word<sizeof(V)>::type*>(p));
+  // A copy first: a memcpy from memory would be taken apart into bytes.
+  const typename Word<sizeof(V)>::type word = *static_cast<const typename Word<sizeof(V)>::type*>(p);
+  return bit_cast<V>(word);
 }
 
 template <class V>

@@ -338,7 +338,8 @@ class ScanBackwardBlock {
 };
 
 template <class T, bool kJoin>
-FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kScanMaxThreads, 2) selective_scan_backward_kernel(ScanBackwardParams<T> p) {
+FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kScanMaxThreads, sizeof(T) == 8 ? 1 : 2)
+    selective_scan_backward_kernel(ScanBackwardParams<T> p) {
   ScanBackwardBlock<T, kJoin>(p).run();
 }
 

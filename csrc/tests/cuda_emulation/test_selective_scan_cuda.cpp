@@ -56,6 +56,24 @@ TEST(lengths_and_states) {
   });
 }
 
+// Rows of B and C that are read where they are: they start at multiples of 16 bytes and end anywhere.
+TEST(ends_of_rows) {
+  in_every_order([](std::mt19937& random) {
+    for (DType dtype : kTypes) {
+      Shape s;
+      s.dtype = dtype;
+      s.batch = 1;
+      s.channels = 2;
+      s.length = 61;
+      s.layout = Layout::spaced;
+      check_scan(random, s);
+      s.length = 101;
+      s.constant_b = true;
+      check_scan(random, s);
+    }
+  });
+}
+
 TEST(options) {
   in_every_order([](std::mt19937& random) {
     for (DType dtype : kTypes) {

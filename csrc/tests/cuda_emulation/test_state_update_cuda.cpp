@@ -56,6 +56,21 @@ TEST(options) {
   });
 }
 
+// Rows that start at multiples of 16 bytes and end anywhere.
+TEST(ends_of_rows) {
+  in_every_order([](std::mt19937& random) {
+    for (DType dtype : arrays::kFloatTypes) {
+      for (int64_t states : {5, 13}) {
+        Shape s;
+        s.dtype = s.state_dtype = dtype;
+        s.states = states;
+        s.layout = Layout::spaced;
+        check_step(random, s);
+      }
+    }
+  });
+}
+
 // More rows than a block has lanes for, and a batch of none.
 TEST(sizes) {
   in_every_order([](std::mt19937& random) {
