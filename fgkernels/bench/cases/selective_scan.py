@@ -178,7 +178,13 @@ _VIM_BARS = (Bar("ratio", 10, LOOP), Bar("ratio", 10, MAMBAPY))
 
 CASES = (
     _scan_case("scan-forward", "selective_scan fp32, B=2 D=384 L=1024 N=16, forward", _DEEP, bars=_FAST),
-    _scan_case("scan-wide", "selective_scan fp32, B=1 D=1536 L=1024 N=16, forward", _WIDE, bars=_FAST),
+    _scan_case(
+        "scan-wide",
+        "selective_scan fp32, B=1 D=1536 L=1024 N=16, forward",
+        _WIDE,
+        baselines=("loop", "unbound", "associative", "mambapy"),
+        bars=_FAST,
+    ),
     _scan_case(
         "scan-train",
         "selective_scan fp32, B=2 D=384 L=1024 N=16, forward and backward",
