@@ -178,6 +178,23 @@ def test_bfloat16_is_not_worse(backend: str, model: nn.Module) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_compile(name: str) -> None:
+    """A patched model is one graph, prefill and decoding on a cache alike."""
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
+    ids = tokens()
+    with patch_mamba(model):
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits)
+        cache = model(ids, use_cache=True).cache
+        twin = copy.deepcopy(cache)
+        step = compiled(ids[:, :1], cache=twin, use_cache=True).logits
+        torch.testing.assert_close(step, model(ids[:, :1], cache=cache, use_cache=True).logits)
+        for layer, other in zip(cache.layers, twin.layers, strict=True):
+            torch.testing.assert_close(layer.recurrent_states[0], other.recurrent_states[0])
+
+
+@torch.no_grad()
 def test_undo(model: nn.Module) -> None:
     ids = tokens()
     before = model(ids).logits
