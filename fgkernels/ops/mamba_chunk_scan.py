@@ -21,6 +21,8 @@ from ._calls import keeps, reference_call, runs_operators
 
 __all__ = ["mamba_chunk_scan_combined"]
 
+_LARGEST = torch.finfo(torch.float32).max
+
 _mamba_chunk_scan = _library.op("mamba_chunk_scan")
 _mamba_chunk_scan_fwd = _library.op("mamba_chunk_scan_fwd")
 
@@ -96,6 +98,8 @@ def mamba_chunk_scan_combined(
             cu_seqlens, dt_softplus, dt_limit, return_final_states, return_varlen_states,
         )  # fmt: skip
     limits = reference.check_options(chunk_size, dt_limit, cu_seqlens, return_varlen_states)
+    if torch.compiler.is_exporting():  # packages have no way to write an infinite argument
+        limits = tuple(max(-_LARGEST, min(limit, _LARGEST)) for limit in limits)
     tensors = reference.operands(x, dt, A, B, C, D, z, dt_bias, initial_states)
     seq_idx = reference.numbered(x, seq_idx, cu_seqlens)
     arguments = (*tensors, seq_idx, dt_softplus, *limits)
