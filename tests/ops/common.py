@@ -51,6 +51,11 @@ def lay_out(values: Tensor, layout: str) -> Tensor:
     return view.copy_(values)
 
 
+def left_out(implementation, chosen: bool) -> bool:
+    """Whether simulated GPU kernels, which take a hundred times as long, leave a case to others that stand for it."""
+    return implementation.simulated and not chosen
+
+
 def to_default_device(value: object) -> object:
     """Tensors of a module's constants on the device of the implementation under test; the meta device stays."""
     if isinstance(value, Tensor) and value.device.type == "cpu":

@@ -12,7 +12,7 @@ import torch
 import fgkernels
 from fgkernels.reference import selective_scan as reference
 
-from ..common import FLOATS, LAYOUTS, names
+from ..common import FLOATS, LAYOUTS, left_out, names
 from .cases import EMPTY, FORMS, SIZES, TENSORS, Case, assert_exact, call, doubled, gradients, scan_inputs
 
 pytestmark = pytest.mark.compiled
@@ -40,6 +40,8 @@ def check(case: Case, dtype: torch.dtype, layout: str = "contiguous", through: s
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
 @pytest.mark.parametrize("case", FORMS, ids=str)
 def test_forms(implementation, case: Case, dtype: torch.dtype) -> None:
+    if left_out(implementation, dtype == torch.float32 or case is FORMS[0]):
+        return
     check(case, dtype)
 
 
@@ -56,6 +58,8 @@ def test_through_one_output(implementation, case: Case, through: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=names)
 @pytest.mark.parametrize("case", SIZES, ids=str)
 def test_sizes(implementation, case: Case, dtype: torch.dtype) -> None:
+    if left_out(implementation, dtype == torch.float32):
+        return
     check(case, dtype)
 
 

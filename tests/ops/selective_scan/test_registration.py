@@ -12,7 +12,7 @@ import fgkernels
 from fgkernels.ops import _library
 from fgkernels.reference import selective_scan as reference
 
-from ..common import FLOATS, lay_out, names
+from ..common import FLOATS, lay_out, left_out, names
 from .cases import EMPTY, FORMS, TENSORS, Case, call, scan_inputs
 from .test_state_update import NAMES, step_inputs
 
@@ -40,7 +40,7 @@ def test_opcheck(operators, name: str, layout: str, case: str) -> None:
     """Schema, fake kernel with strides, autograd registration and AOT dispatch with dynamic shapes."""
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     dtypes = FLOATS
-    if layout == "contiguous":
+    if layout == "contiguous" and not left_out(operators, case == "all"):
         checks.append("test_aot_dispatch_dynamic")  # slow, and independent of dtype
         dtypes = [torch.float32]
     if operators.simulated:
@@ -80,6 +80,8 @@ def test_compile_once_for_all_sizes(operators, case: str, requires_grad: bool) -
 
     With gradients it may be traced once more where a second chunk of 64 steps begins, whose states are kept.
     """
+    if left_out(operators, case == "all"):
+        return
     torch._dynamo.reset()
 
     def function(inputs: dict[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from torch.func import grad, vmap
 
 import fgkernels
 
+from ..common import left_out
 from .cases import TENSORS, Case, call, scan_inputs
 from .test_state_update import NAMES, step_inputs
 
@@ -87,6 +88,8 @@ def any_batched(dims: list[int | None]) -> bool:
 @pytest.mark.parametrize("places", DIMS)
 @pytest.mark.parametrize("form", FORMS)
 def test_forward(operators, form: str, places: str) -> None:
+    if left_out(operators, form == "grouped"):
+        return
     tensors, dims = batched(FORMS[form], DIMS[places])
     if not any_batched(dims):
         pytest.skip("this form has none of these arguments")
@@ -97,6 +100,8 @@ def test_forward(operators, form: str, places: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients(operators, form: str, places: str) -> None:
     """vmap(grad): one gradient per entry, also of what all entries share; grad(vmap): their sum."""
+    if left_out(operators, form == "grouped" and places in ("sequences", "everything")):
+        return
     tensors, dims = batched(FORMS[form], DIMS[places])
     if not any_batched(dims):
         pytest.skip("this form has none of these arguments")

@@ -14,7 +14,7 @@ from torch import Tensor
 import fgkernels
 from fgkernels.reference import selective_scan_2d as reference
 
-from ..common import FLOATS, names
+from ..common import FLOATS, left_out, names
 from ..selective_scan.cases import assert_exact, doubled
 from .cases import ALL, EMPTY, FORMS, SIZES, TENSORS, Case, call, gradients, map_inputs, one_direction_at_a_time
 
@@ -62,6 +62,8 @@ def test_reference(case: Case) -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=names)
 @pytest.mark.parametrize("case", FORMS, ids=str)
 def test_forms(implementation, case: Case, dtype: torch.dtype) -> None:
+    if left_out(implementation, dtype == torch.float32 or case is FORMS[0]):
+        return
     if implementation.simulated:
         case = dataclasses.replace(case, directions=("h", "v_flip", "d"))
     out = check(case, dtype)
