@@ -3,3 +3,7 @@
 
 None of these packages is imported or needed.
 """
+
+from . import causal_conv1d, colbert, colpali_engine, mamba_ssm, pylate, vmamba
+
+__all__ = ["causal_conv1d", "colbert", "colpali_engine", "mamba_ssm", "pylate", "vmamba"]

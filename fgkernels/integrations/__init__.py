@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bridges into other libraries' models: one module per library. Nothing is patched, and no other library is imported,
-before a function here is called."""
+"""Bridges into other libraries' models, one module per library; importing them neither imports nor patches it."""
 
 from . import transformers
 

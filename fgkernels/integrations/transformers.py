@@ -134,7 +134,7 @@ def _forward_mamba(
     if attention_mask is not None:
         hidden_states = _masked(hidden_states, attention_mask)
     weight, bias, activation = self.conv1d.weight.squeeze(1), self.conv1d.bias, _fused(self.activation)
-    A = -torch.exp(self.A_log.float())
+    A = _decay(self)
     if _decodes(self, cache, conv_state, recurrent_state, length):
         x, z = self.in_proj(hidden_states).squeeze(1).chunk(2, -1)
         x = causal_conv1d_update(x, conv_state, weight, bias, activation)
@@ -179,7 +179,7 @@ def _forward_mamba2(
     heads, states = (self.num_heads, self.head_dim), self.ssm_state_size
     parts = [self.intermediate_size, self.n_groups * states, self.n_groups * states]
     z, xBC, dt = self.in_proj(hidden_states).split([self.intermediate_size, self.conv_dim, self.num_heads], -1)
-    A = -torch.exp(self.A_log.float())
+    A = _decay(self)
     if _decodes(self, cache, conv_state, recurrent_state, length):
         xBC = causal_conv1d_update(xBC.squeeze(1), conv_state, weight, bias, activation)
         xBC = (xBC if activation is not None else self.act(xBC)).unsqueeze(1)
@@ -227,6 +227,12 @@ def _states(self: nn.Module, cache: Any) -> tuple[Tensor | None, Tensor | None]:
     if cache is None:
         return None, None
     return cache.get_conv_state(self.layer_idx), cache.get_recurrent_state(self.layer_idx)
+
+
+def _decay(self: nn.Module) -> Tensor:
+    """A of the state-space model, from its logarithm, in float32."""
+    values = torch.exp(self.A_log.float())
+    return -values if torch.is_grad_enabled() else values.neg_()  # a backward of exp wants its result
 
 
 def _decodes(
