@@ -4,6 +4,7 @@
 
 #include "causal_conv1d_plan.h"
 #include "isa.h"
+#include "tasks.h"
 #include "workspace.h"
 
 namespace fgk {
@@ -21,20 +22,6 @@ constexpr int64_t kLaneBytes = 4096;
 constexpr int64_t kLanePiece = 256;
 // Batch entries whose positions are this many together share their sums, so that sums stay small beside x.
 constexpr int64_t kSharedPositions = 1024;
-
-int workers_for(const Parallel& parallel, int64_t tasks, int64_t elements) {
-  if (elements < kParallelWork) return 1;
-  return static_cast<int>(std::max<int64_t>(std::min<int64_t>(parallel.threads, tasks), 1));
-}
-
-// Runs body(task, worker) for every task.
-template <class Body>
-void for_tasks(const Parallel& parallel, int workers, int64_t tasks, const Body& body) {
-  TaskQueue queue(tasks);
-  parallel.run(workers, [&](int worker) {
-    for (int64_t task = queue.next(); task >= 0; task = queue.next()) body(task, worker);
-  });
-}
 
 // dweight and dbias: the sums of all tasks, in their order.
 template <class T>
@@ -93,7 +80,7 @@ void convolve(const CausalConvForward& args, const CausalConvBackward* backward,
   const auto kernel = backward != nullptr ? (rows ? kernels.backward_rows : kernels.backward_lanes)
                                           : (rows ? kernels.forward_rows : kernels.forward_lanes);
   const int64_t memory = rows ? conv_row_memory(args.seq_idx != nullptr, plan.piece) : conv_lane_memory(plan.row);
-  const int workers = workers_for(parallel, tasks, args.batch * args.channels * args.length);
+  const int workers = workers_for(parallel, tasks, args.batch * args.channels * args.length, kParallelWork);
   const Arena arena(memory * scalar, workers);
   for_tasks(parallel, workers, tasks, [&](int64_t i, int worker) {
     const int64_t channel = i % blocks * plan.block;
@@ -147,7 +134,7 @@ void causal_conv1d_update(const CausalConvUpdate& args, const Parallel& parallel
   const int64_t lanes = wide ? table.lanes_f64 : table.lanes_f32;
   const int64_t blocks = (args.channels + lanes - 1) / lanes;
   // Rows that several batch entries name would be written by several threads.
-  const int workers = workers_for(parallel, blocks, args.batch * args.channels * args.steps);
+  const int workers = workers_for(parallel, blocks, args.batch * args.channels * args.steps, kParallelWork);
   for_tasks(parallel, workers, blocks, [&](int64_t block, int) {
     for (int64_t b = 0; b < args.batch; ++b) (wide ? table.f64 : table.f32).update(args, b, block * lanes);
   });

@@ -6,6 +6,7 @@
 
 #include "cross_scan_plan.h"
 #include "isa.h"
+#include "tasks.h"
 #include "workspace.h"
 
 namespace fgk {
@@ -50,22 +51,19 @@ void cross_scan(const CrossScan& args, const Parallel& parallel) {
       std::min(args.channels, across ? kLaneChannels : std::max<int64_t>(kTaskElements / (piece * args.directions), 1));
   const int64_t blocks = (args.channels + block - 1) / block;
   const int64_t tasks = args.batch * pieces * blocks;
-  const bool alone = args.batch * args.directions * args.channels * args.length < kParallelWork;
-  const int workers = alone ? 1 : static_cast<int>(std::max<int64_t>(std::min<int64_t>(parallel.threads, tasks), 1));
+  const int workers =
+      workers_for(parallel, tasks, args.batch * args.directions * args.channels * args.length, kParallelWork);
   const int64_t scalars = across ? (kCrossScanLaneChunk + 1) * round_up(block, lanes) : kCrossScanRowChunk;
   const Arena arena(scalars * (wide ? 8 : 4), workers);
   const CrossScanTable::Kernels& kernels = wide ? table.f64 : table.f32;
-  TaskQueue queue(tasks);
-  parallel.run(workers, [&](int worker) {
-    for (int64_t i = queue.next(); i >= 0; i = queue.next()) {
-      CrossScanTask task;
-      task.batch = i / blocks / pieces;
-      task.channel_first = i % blocks * block;
-      task.channel_last = std::min(task.channel_first + block, args.channels);
-      task.first = i / blocks % pieces * piece;
-      task.last = std::min(task.first + piece, args.length);
-      (across ? kernels.lanes : kernels.rows)(plan, task, arena.worker(worker));
-    }
+  for_tasks(parallel, workers, tasks, [&](int64_t i, int worker) {
+    CrossScanTask task;
+    task.batch = i / blocks / pieces;
+    task.channel_first = i % blocks * block;
+    task.channel_last = std::min(task.channel_first + block, args.channels);
+    task.first = i / blocks % pieces * piece;
+    task.last = std::min(task.first + piece, args.length);
+    (across ? kernels.lanes : kernels.rows)(plan, task, arena.worker(worker));
   });
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the planners of all recurrences share: B and C as rows of states, partial sums over channels, work for threads.
+// What the planners of all recurrences share: B and C as rows of states, partial sums over channels.
 #pragma once
 
 #include <memory>
 
-#include "../common/parallel.h"
 #include "selective_scan_plan.h"
+#include "tasks.h"
 #include "workspace.h"
 
 namespace fgk {
@@ -16,17 +16,7 @@ const SelectiveScanTable& selective_scan_table();
 constexpr int64_t kParallelScanWork = int64_t(1) << 14;
 
 inline int scan_workers(const Parallel& parallel, int64_t tasks, int64_t work) {
-  if (work < kParallelScanWork) return 1;
-  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(parallel.threads, tasks)));
-}
-
-// Runs body(task, worker) for every task.
-template <class Body>
-void for_tasks(const Parallel& parallel, int workers, int64_t tasks, const Body& body) {
-  TaskQueue queue(tasks);
-  parallel.run(workers, [&](int worker) {
-    for (int64_t task = queue.next(); task >= 0; task = queue.next()) body(task, worker);
-  });
+  return workers_for(parallel, tasks, work, kParallelScanWork);
 }
 
 // Into how many parts the `units` of a group (blocks of channels, heads) are split, each with sums of dB and dC of its
