@@ -102,12 +102,17 @@ class Blocks(NamedTuple):
         return {f"BLOCK_{name}": getattr(self, name.lower()) for name in names}
 
 
-def blocks(scan: ChunkScan) -> Blocks:
-    """Wide types are multiplied without matrix units, operands in registers."""
+def blocks(scan: ChunkScan, deep: str = "") -> Blocks:
+    """Those along which products are summed, `deep`, are half as long in 16 bits, whose pieces take registers.
+
+    Wide types are multiplied without matrix units, operands in registers.
+    """
+    channels, states = scan.x.shape[3], scan.states
     if INTERPRETED:
-        return Blocks(CHUNK, CHUNK, next_power_of_2(scan.x.shape[3], low=16), next_power_of_2(scan.states, low=16))
+        return Blocks(CHUNK, CHUNK, next_power_of_2(channels, low=16), next_power_of_2(states, low=16))
     size = {2: 64, 4: 32, 8: 16}[scan.x.element_size()]
-    return Blocks(size, size, next_power_of_2(scan.x.shape[3], 16, size), next_power_of_2(scan.states, 16, size))
+    t, s, p, n = (size // 2 if name in deep and size == 64 else size for name in "tspn")
+    return Blocks(t, s, next_power_of_2(channels, 16, p), next_power_of_2(states, 16, n))
 
 
 def _head_block(heads: int) -> int:
@@ -156,7 +161,7 @@ def _summaries(
 ) -> tuple[Tensor, Tensor]:
     batch, _, heads, channels = scan.x.shape
     at_chunks, ends = scan.new_states(scan.chunks), scan.new_states()
-    block = blocks(scan)
+    block = blocks(scan, deep="s")
     count = ceil_div(channels, block.p) * ceil_div(scan.states, block.n)
     forward_kernels.summary.launch(
         scan.x.device, lambda named: batch * scan.chunks * heads * count,
@@ -190,7 +195,7 @@ def write_output(
 ) -> None:
     """y with D x and the gate; with grad_out the gradient of z."""
     batch, _, heads, channels = scan.x.shape
-    block = blocks(scan)
+    block = blocks(scan, deep="s")
     count = CHUNK // block.t * ceil_div(channels, block.p)
     forward_kernels.output.launch(
         scan.x.device, lambda named: batch * scan.chunks * heads * count,
@@ -245,7 +250,7 @@ def gradients(scan: ChunkScan, grad_out: Tensor, grad_final_states: Tensor | Non
 def _input_gradient(scan: ChunkScan, leaving: Tensor, common: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
     """(dx, what dt gets through the input (batch, heads, length), dD)."""
     batch, length, heads, channels = scan.x.shape
-    block = blocks(scan)
+    block = blocks(scan, deep="tn")
     dx = scan.x.new_empty(scan.x.shape)
     through_input = scan.A.new_empty(batch, heads, length)
     count = CHUNK // block.s
@@ -267,8 +272,8 @@ def _projection_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dB, dC, and what the logs of decays get from pairs and at the bounds of chunks)."""
     batch, length, heads, _ = scan.x.shape
-    block = blocks(scan)
-    rows = block.t if INTERPRETED or block.t == 64 else block.t // 2
+    block = blocks(scan, deep="sp")
+    rows = block.t if INTERPRETED or scan.x.dtype == torch.bfloat16 else block.t // 2
     row_blocks = CHUNK // rows
     programs = batch * scan.chunks * scan.groups * row_blocks
     splits = _splits(scan, programs)
@@ -276,7 +281,8 @@ def _projection_gradients(
     crossing = scan.A.new_empty(batch, heads, length, row_blocks)
     backward_kernels.pairs.launch(
         scan.x.device, lambda named: programs * splits,
-        **common, pairs=pairs, crossing=crossing, splits=splits, BLOCK_T=rows, **block.named("P", "N"),
+        **common, pairs=pairs, crossing=crossing, splits=splits, BLOCK_T=rows,
+        **blocks(scan, deep="pn").named("P", "N"),
     )  # fmt: skip
     n_blocks = ceil_div(scan.states, block.n)
     found = []

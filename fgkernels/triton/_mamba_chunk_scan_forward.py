@@ -14,14 +14,13 @@ import triton.language as tl
 from triton.language import core  # noqa: F401 (the interpreter patches it only if it finds it here)
 
 from ._scan_math import LOG2_E, running_sums, silu, silu_gradient, softplus
-from .device import device_function, fixed, rounded, sum_of
+from .device import device_function, fixed, narrow_operand, rounded, sum_of
 
 
 @device_function
 def product(a, b, total, NARROW: tl.constexpr, INTERPRETER: tl.constexpr):
     """total + a (M, K) times b (K, N). NARROW: on the matrix units in bfloat16 pieces, but for the last 2^-24."""
     if INTERPRETER:
-        # numpy has no 16-bit products; float32 holds them exactly.
         return tl.dot(a.to(total.dtype), b.to(total.dtype), total, input_precision="ieee", out_dtype=total.dtype)
     elif total.dtype == tl.float64:
         # Triton 3.7 and 3.8 cannot bring a computed float64 operand to the matrix units.
@@ -29,7 +28,7 @@ def product(a, b, total, NARROW: tl.constexpr, INTERPRETER: tl.constexpr):
     elif not NARROW:
         return tl.dot(a, b, total, input_precision="ieee")
     elif a.dtype == b.dtype and a.dtype != tl.float32:
-        return tl.dot(a, b, total)
+        return tl.dot(narrow_operand(a), narrow_operand(b), total)
     else:
         a_rest = a.to(tl.float32)
         for i in tl.static_range(1 if a.dtype == tl.bfloat16 else 2 if a.dtype == tl.float16 else 3):
@@ -40,7 +39,7 @@ def product(a, b, total, NARROW: tl.constexpr, INTERPRETER: tl.constexpr):
                 b_piece = b_rest.to(tl.bfloat16)
                 b_rest -= b_piece.to(tl.float32)
                 if i + j < 3:
-                    total = tl.dot(a_piece, b_piece, total)
+                    total = tl.dot(narrow_operand(a_piece), narrow_operand(b_piece), total)
         return total
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import late_interaction
+from ..reference._scan_checks import accumulation_dtype
+from . import causal_conv1d, late_interaction, mamba_chunk_scan, selective_scan, selective_scan_2d
 from .device import INTERPRETED, SHARED_MEMORY, Kernel
 
 TARGETS = {
@@ -186,6 +188,76 @@ def _late_interaction(dtype: torch.dtype) -> None:
     kernels["late_interaction_backward_a"](*scores, a, b, None, None, alignment_ab, alignment_ba, True)
 
 
+def _selective_scan(dtype: torch.dtype, batch: int, channels: int, length: int, states: int, backward: bool) -> None:
+    """A Mamba layer, of a language model or over the patches of an image."""
+
+    def sequence(*sizes: int) -> Tensor:
+        return torch.empty(batch, *sizes, dtype=dtype, device="meta")
+
+    u, projection = sequence(channels, length), sequence(states, length)
+    per_channel = torch.empty(channels, dtype=accumulation_dtype(dtype), device="meta")
+    A = per_channel.new_empty(channels, states)
+    arguments = (u, u, A, projection, projection, per_channel, u, per_channel, None)
+    kernels = selective_scan.KERNELS
+    _, _, checkpoints = kernels["selective_scan"](*arguments, True)
+    if backward:
+        kernels["selective_scan_backward"](u, None, *arguments, checkpoints, True)
+
+
+def _selective_scan_2d(dtype: torch.dtype) -> None:
+    """A VMamba block: four directions over 56 x 56 positions."""
+    x, delta, projection = (
+        torch.empty(1, *sizes, 3136, dtype=dtype, device="meta") for sizes in ((192,), (4, 192), (4, 16))
+    )
+    A, D = (torch.empty(4, 192, *sizes, device="meta") for sizes in ((16,), ()))
+    table = torch.empty(4, 3136, dtype=torch.int32, device="meta")
+    arguments = (x, delta, A, projection, projection, D, None, D, table)
+    kernels = selective_scan_2d.KERNELS
+    _, checkpoints = kernels["selective_scan_2d"](*arguments, True, False)
+    kernels["selective_scan_2d_backward"](x, *arguments, checkpoints, True, False)
+    kernels["cross_scan"](x, table)
+    kernels["cross_merge"](delta, table)
+
+
+def _causal_conv1d(dtype: torch.dtype, channel_last: bool, sequences: bool) -> None:
+    """Mamba's short convolution."""
+    x = torch.empty(2, 2048, 768, dtype=dtype, device="meta")
+    x = x.transpose(1, 2) if channel_last else x.new_empty(2, 768, 2048)
+    weight, bias, state = (torch.empty(*sizes, device="meta") for sizes in ((768, 4), (768,), (2, 768, 3)))
+    seq_idx = torch.empty(2, 2048, dtype=torch.int32, device="meta")
+    arguments = (x, weight, bias, *((seq_idx, state) if sequences else (None, None)), True)
+    kernels = causal_conv1d.KERNELS
+    kernels["causal_conv1d"](*arguments)
+    kernels["causal_conv1d_backward"](x, *arguments)
+    kernels["causal_conv1d_update"](x[..., :1], x[..., :4], weight, bias, None, None, True)
+
+
+def _selective_state_update(dtype: torch.dtype) -> None:
+    """Decoding with Mamba-2."""
+    x, projection, state = (
+        torch.empty(8, *sizes, dtype=dtype, device="meta") for sizes in ((24, 64), (1, 128), (24, 64, 128))
+    )
+    per_head = torch.empty(24, 1, device="meta").expand(24, 64)
+    A = per_head[..., None].expand(24, 64, 128)
+    update = selective_scan.KERNELS["selective_state_update"]
+    update(state, x, x, A, projection, projection, per_head, x, per_head, None, True)
+
+
+def _mamba_chunk_scan(dtype: torch.dtype, gated: bool, sequences: bool, backward: bool) -> None:
+    """A Mamba-2 layer: 24 heads of 64 channels, 128 states."""
+    x, dt, projection = (
+        torch.empty(2, 2048, *sizes, dtype=dtype, device="meta") for sizes in ((24, 64), (24,), (1, 128))
+    )
+    per_head = torch.empty(24, device="meta")
+    seq_idx = torch.empty(2, 2048, dtype=torch.int32, device="meta") if sequences else None
+    z = x if gated else None
+    arguments = (x, dt, per_head, projection, projection, per_head, z, per_head, None, seq_idx)
+    kernels = mamba_chunk_scan.KERNELS
+    _, _, checkpoints = kernels["mamba_chunk_scan"](*arguments, True, 0.0, math.inf)
+    if backward:
+        kernels["mamba_chunk_scan_backward"](x, None, *arguments, checkpoints, True, 0.0, math.inf)
+
+
 #: Name -> the operator calls whose kernels are compiled.
 CASES: dict[str, Callable[[], None]] = {
     "maxsim bf16 D128": lambda: _maxsim(torch.bfloat16),
@@ -197,7 +269,27 @@ CASES: dict[str, Callable[[], None]] = {
     "maxsim_varlen bf16 D128": lambda: _maxsim_varlen(torch.bfloat16),
     "late_interaction bf16 D256": lambda: _late_interaction(torch.bfloat16),
     "late_interaction fp32 D256": lambda: _late_interaction(torch.float32),
+    "selective_scan bf16 N16": lambda: _selective_scan(torch.bfloat16, 2, 384, 1024, 16, True),
+    "selective_scan fp32 N256": lambda: _selective_scan(torch.float32, 1, 640, 25, 256, False),
+    "selective_scan fp64 N16": lambda: _selective_scan(torch.float64, 2, 384, 1024, 16, False),
+    "selective_scan_2d fp32 K4": lambda: _selective_scan_2d(torch.float32),
+    "causal_conv1d bf16": lambda: _causal_conv1d(torch.bfloat16, True, False),
+    "causal_conv1d fp32, sequences": lambda: _causal_conv1d(torch.float32, False, True),
+    "selective_state_update bf16": lambda: _selective_state_update(torch.bfloat16),
+    "mamba_chunk_scan bf16": lambda: _mamba_chunk_scan(torch.bfloat16, False, False, True),
+    "mamba_chunk_scan fp16, gated sequences": lambda: _mamba_chunk_scan(torch.float16, True, True, False),
+    "mamba_chunk_scan fp32": lambda: _mamba_chunk_scan(torch.float32, False, False, False),
 }
+
+
+#: Arguments that tell the forms of a kernel apart, and how a form is called.
+_FORMS = (
+    (("INDEX", True), ", alignment"),
+    (("INDEX", False), ", scores only"),
+    (("REVERSE", True), ", reversed"),
+    (("OF_B", True), ", of B"),
+    (("OF_B", False), ", of C"),
+)
 
 
 def launches_of(case: str) -> list[tuple[str, Launch]]:
@@ -206,8 +298,7 @@ def launches_of(case: str) -> list[tuple[str, Launch]]:
         CASES[case]()
     found: dict[str, Launch] = {}
     for launch in launches:
-        index = launch.arguments.get("INDEX")
-        words = {None: "", True: ", alignment", False: ", scores only"}[index]
+        words = "".join(words for flag, words in _FORMS if launch.arguments.get(flag[0]) is flag[1])
         found.setdefault(f"{case}{words}", {}).setdefault(launch.name, launch)
     return [(name, launch) for name, kernels in found.items() for launch in kernels.values()]
 

@@ -75,12 +75,21 @@ if INTERPRETED:
             nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
             values = tl.where(values == values, nearest, values)
         return values.to(dtype)
+
+    def narrow_operand(values):
+        """16-bit values as tl.dot takes them: numpy has no such products, and float32 holds them exactly."""
+        return values.to(tl.float32)
 else:
 
     @triton.jit
     def rounded(values, dtype: tl.constexpr):
         """Values in another dtype, to the nearest."""
         return values.to(dtype)
+
+    @triton.jit
+    def narrow_operand(values):
+        """16-bit values as tl.dot takes them."""
+        return values
 
 
 def ceil_div(count: int, block: int) -> int:
