@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..nn._one_row import project
 from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 from ..ops.mamba_chunk_scan import mamba_chunk_scan_combined
 from ..ops.selective_scan import selective_scan, selective_state_update
@@ -136,14 +137,14 @@ def _forward_mamba(
     weight, bias, activation = self.conv1d.weight.squeeze(1), self.conv1d.bias, _fused(self.activation)
     A = _decay(self)
     if _decodes(self, cache, conv_state, recurrent_state, length):
-        x, z = self.in_proj(hidden_states).squeeze(1).chunk(2, -1)
+        x, z = project(self.in_proj, hidden_states.squeeze(1)).chunk(2, -1)
         x = causal_conv1d_update(x, conv_state, weight, bias, activation)
         x = x if activation is not None else self.act(x)
         if attention_mask is not None:
             x = _masked(x.unsqueeze(1), attention_mask).squeeze(1)
         delta, B, C = _projections(self, x)
         y = selective_state_update(recurrent_state, x, delta, A, B, C, self.D, z, self.dt_proj.bias, True)
-        return self.out_proj(y.unsqueeze(1))
+        return project(self.out_proj, y).unsqueeze(1)
 
     x, z = self.in_proj(hidden_states).transpose(1, 2).chunk(2, 1)
     x = causal_conv1d(_with_cached_past(self, x, cache), weight, bias, activation)[..., -length:]
@@ -178,16 +179,19 @@ def _forward_mamba2(
     weight, bias, activation = self.conv1d.weight.squeeze(1), self.conv1d.bias, _fused(self.activation)
     heads, states = (self.num_heads, self.head_dim), self.ssm_state_size
     parts = [self.intermediate_size, self.n_groups * states, self.n_groups * states]
-    z, xBC, dt = self.in_proj(hidden_states).split([self.intermediate_size, self.conv_dim, self.num_heads], -1)
+    inner = [self.intermediate_size, self.conv_dim, self.num_heads]
     A = _decay(self)
     if _decodes(self, cache, conv_state, recurrent_state, length):
-        xBC = causal_conv1d_update(xBC.squeeze(1), conv_state, weight, bias, activation)
-        xBC = (xBC if activation is not None else self.act(xBC)).unsqueeze(1)
-        x, B, C = (xBC if attention_mask is None else _masked(xBC, attention_mask)).split(parts, -1)
+        z, xBC, dt = project(self.in_proj, hidden_states.squeeze(1)).split(inner, -1)
+        xBC = causal_conv1d_update(xBC, conv_state, weight, bias, activation)
+        xBC = xBC if activation is not None else self.act(xBC)
+        if attention_mask is not None:
+            xBC = _masked(xBC.unsqueeze(1), attention_mask).squeeze(1)
+        x, B, C = xBC.split(parts, -1)
         y = selective_state_update(
             recurrent_state,
             x.view(batch, *heads),
-            dt.transpose(1, 2).expand(batch, *heads),
+            dt.unsqueeze(-1).expand(batch, *heads),
             A[:, None, None].expand(*heads, states),
             B.view(batch, self.n_groups, states),
             C.view(batch, self.n_groups, states),
@@ -195,31 +199,33 @@ def _forward_mamba2(
             dt_bias=self.dt_bias.unsqueeze(-1).expand(heads),
             dt_softplus=True,
         )
-    else:
-        xBC = _with_cached_past(self, xBC.transpose(1, 2), cache)
-        if seq_idx is not None and cache is not None:
-            raise ValueError("seq_idx: expected None with a cache")
-        xBC = causal_conv1d(xBC, weight, bias, activation, seq_idx=seq_idx)[..., -length:].transpose(1, 2)
-        xBC = xBC if activation is not None else self.act(xBC)
-        x, B, C = (xBC if attention_mask is None else _masked(xBC, attention_mask)).split(parts, -1)
-        y, last_state = mamba_chunk_scan_combined(
-            x.unflatten(-1, heads),
-            dt,
-            A,
-            B.unflatten(-1, (self.n_groups, states)),
-            C.unflatten(-1, (self.n_groups, states)),
-            self.chunk_size,
-            D=self.D,
-            dt_bias=self.dt_bias,
-            initial_states=_before_update(recurrent_state),
-            seq_idx=seq_idx,
-            dt_softplus=True,
-            dt_limit=self.time_step_limit,
-            return_final_states=True,
-        )
-        if cache is not None:
-            cache.update_recurrent_state(last_state, self.layer_idx)
-    return self.out_proj(self.norm(y.reshape(batch, length, -1), z).to(hidden_states.dtype))
+        return project(self.out_proj, self.norm(y.flatten(1), z).to(hidden_states.dtype)).unsqueeze(1)
+
+    z, xBC, dt = self.in_proj(hidden_states).split(inner, -1)
+    xBC = _with_cached_past(self, xBC.transpose(1, 2), cache)
+    if seq_idx is not None and cache is not None:
+        raise ValueError("seq_idx: expected None with a cache")
+    xBC = causal_conv1d(xBC, weight, bias, activation, seq_idx=seq_idx)[..., -length:].transpose(1, 2)
+    xBC = xBC if activation is not None else self.act(xBC)
+    x, B, C = (xBC if attention_mask is None else _masked(xBC, attention_mask)).split(parts, -1)
+    y, last_state = mamba_chunk_scan_combined(
+        x.unflatten(-1, heads),
+        dt,
+        A,
+        B.unflatten(-1, (self.n_groups, states)),
+        C.unflatten(-1, (self.n_groups, states)),
+        self.chunk_size,
+        D=self.D,
+        dt_bias=self.dt_bias,
+        initial_states=_before_update(recurrent_state),
+        seq_idx=seq_idx,
+        dt_softplus=True,
+        dt_limit=self.time_step_limit,
+        return_final_states=True,
+    )
+    if cache is not None:
+        cache.update_recurrent_state(last_state, self.layer_idx)
+    return self.out_proj(self.norm(y.flatten(2), z).to(hidden_states.dtype))
 
 
 def _states(self: nn.Module, cache: Any) -> tuple[Tensor | None, Tensor | None]:

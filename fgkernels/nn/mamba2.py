@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 from ..ops.mamba_chunk_scan import mamba_chunk_scan_combined
 from ..ops.selective_scan import selective_state_update
+from ._one_row import project
 from .selective_scan import (
     InferenceCacheMixin,
     accumulation,
@@ -359,7 +360,9 @@ class Mamba2(InferenceCacheMixin, nn.Module):
             ValueError: if there is more than one position.
         """
         check_one_position(hidden_states)
-        parts = split_projection(self.in_proj(hidden_states.squeeze(1)), self.d_ssm, self.conv_channels, self.nheads)
+        parts = split_projection(
+            project(self.in_proj, hidden_states.squeeze(1)), self.d_ssm, self.conv_channels, self.nheads
+        )
         xBC = causal_conv1d_update(parts.xBC, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")
         projection = self.ngroups * self.d_state
         x, B, C = xBC.split([self.d_ssm, projection, projection], -1)
@@ -381,7 +384,7 @@ class Mamba2(InferenceCacheMixin, nn.Module):
             dt_softplus=softplus,
         ).flatten(-2)
         y = with_mlp(parts, y if self.norm is None else self.norm(y, parts.z))
-        return self.out_proj(y).unsqueeze(1), conv_state, ssm_state
+        return project(self.out_proj, y).unsqueeze(1), conv_state, ssm_state
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None

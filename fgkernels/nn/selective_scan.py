@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_update
 from ..ops.selective_scan import selective_scan, selective_state_update
 from ..ops.selective_scan_2d import cross_scan, selective_scan_2d
+from ._one_row import project
 
 __all__ = ["SS2D", "Mamba"]
 
@@ -234,7 +235,7 @@ class Mamba(InferenceCacheMixin, nn.Module):
             ValueError: if there is more than one position.
         """
         check_one_position(hidden_states)
-        x, z = self.in_proj(hidden_states.squeeze(1)).chunk(2, -1)
+        x, z = project(self.in_proj, hidden_states.squeeze(1)).chunk(2, -1)
         x = causal_conv1d_update(x, conv_state, self.conv1d.weight.squeeze(1), self.conv1d.bias, "silu")
         low, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], -1)
         y = selective_state_update(
@@ -249,7 +250,7 @@ class Mamba(InferenceCacheMixin, nn.Module):
             self.dt_proj.bias,
             dt_softplus=True,
         )
-        return self.out_proj(y).unsqueeze(1), conv_state, ssm_state
+        return project(self.out_proj, y).unsqueeze(1), conv_state, ssm_state
 
     def allocate_inference_cache(
         self, batch_size: int, max_seqlen: int, dtype: torch.dtype | None = None
