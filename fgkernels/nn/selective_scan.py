@@ -265,10 +265,10 @@ class Mamba(InferenceCacheMixin, nn.Module):
         )
 
     def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """delta (B, E, L), B and C (B, N, L) of x (B, E, L), all channel-last in memory."""
+        """delta (B, E, L), B and C (B, N, L) of x (B, E, L)."""
         low, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], -1)
         # The bias is left to the scan, which adds it in the precision that it accumulates in.
-        return F.linear(low, self.dt_proj.weight).transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
+        return self.dt_proj.weight @ low.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
 
 
 def check_one_position(hidden_states: Tensor) -> None:
