@@ -51,6 +51,11 @@ def lay_out(values: Tensor, layout: str) -> Tensor:
     return view.copy_(values)
 
 
+def reads_values(implementation) -> bool:
+    """Whether tables and indices are checked on the host: not on a GPU, for which that would wait."""
+    return implementation.device == "cpu"
+
+
 def left_out(implementation, chosen: bool) -> bool:
     """Whether simulated GPU kernels, which take a hundred times as long, leave a case to others that stand for it."""
     return implementation.simulated and not chosen
