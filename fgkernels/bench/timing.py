@@ -21,6 +21,8 @@ WARM_CALL_LIMIT_SECONDS = 0.25
 # Calls this long are timed in a few rounds only, so that a baseline of a minute doesn't take an hour.
 SLOW_CALL_SECONDS = 2.0
 SLOW_CALL_ROUNDS = 2
+# A first call, which may load and set up things, tells that a call is slow only where it takes this long.
+SLOW_FIRST_CALL_SECONDS = 10.0
 
 Timer = Callable[[Callable[[], object], int], float]
 
@@ -84,7 +86,7 @@ def time_calls(call: Callable[[], object], repeats: int) -> float:
 
 
 def _estimate(call: Callable[[], object], timer: Timer, known: float) -> float:
-    if known > SLOW_CALL_SECONDS:
+    if known > SLOW_FIRST_CALL_SECONDS:
         return known
     first = timer(call, 1)
     return first if first > SLOW_CALL_SECONDS else min(timer(call, 1) for _ in range(2))
@@ -114,7 +116,7 @@ def measure(
         flush: empties the caches; called before each timed call (cold cache). Without it the cache is warm: an untimed
             call of the same implementation comes first, unless it takes over a quarter of a second.
         timer: (call, repeats) -> seconds per call; default: the wall clock.
-        known: name -> seconds that an earlier call took; one over two seconds isn't tried again first.
+        known: name -> seconds that the first call took; one of over ten seconds isn't tried again before the rounds.
     """
     if not calls:
         raise ValueError("calls: expected at least one, got none")
