@@ -45,6 +45,11 @@ def init_time_step_weight(weight: Tensor, dt_rank: int, dt_init: str, dt_scale: 
         raise ValueError(f'dt_init: expected "random" or "constant", got {dt_init!r}')
 
 
+def time_steps_of_sequence(weight: Tensor, low: Tensor) -> Tensor:
+    """weight (E, R) times low (B, L, R) as (B, E, L): with so few columns faster than its transpose, and no copy."""
+    return torch.bmm(weight.expand(low.shape[0], -1, -1), low.transpose(1, 2))
+
+
 def without_weight_decay(values: Tensor) -> nn.Parameter:
     """A parameter carrying the mark that mamba_ssm's training recipes look for."""
     parameter = nn.Parameter(values)
@@ -268,7 +273,7 @@ class Mamba(InferenceCacheMixin, nn.Module):
         """delta (B, E, L), B and C (B, N, L) of x (B, E, L)."""
         low, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], -1)
         # The bias is left to the scan, which adds it in the precision that it accumulates in.
-        return self.dt_proj.weight @ low.transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
+        return time_steps_of_sequence(self.dt_proj.weight, low), B.transpose(1, 2), C.transpose(1, 2)
 
 
 def check_one_position(hidden_states: Tensor) -> None:
