@@ -84,8 +84,9 @@ class Scan:
         }  # fmt: skip
 
     def unroll(self) -> dict[str, int]:
-        """Two turns of the loop over states side by side, where rows of steps leave registers for it."""
-        return {"UNROLL": 2 if self.table is None and self.delta.stride(3) == 1 else 1}
+        """Two turns of the loop over states side by side, where single states in rows of steps leave registers."""
+        plain = self.table is None and self.delta.stride(3) == 1 and self.blocks().states == 1
+        return {"UNROLL": 2 if plain else 1}
 
     def own(self) -> dict[str, Any]:
         """What the kernels take that scan a chunk from its first state."""

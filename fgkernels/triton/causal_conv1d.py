@@ -117,7 +117,8 @@ def causal_conv1d_update(
         BIAS=bias is not None, RING=cache_seqlens is not None, ENTRY=conv_state_indices is not None,
         BLOCK_R=block_r, BLOCK_S=block_s,
     )  # fmt: skip
-    return out
+    following = like(x)  # the kernel writes a dense out, which a step's one position mostly is
+    return out if following.is_contiguous() else following.copy_(out)
 
 
 KERNELS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
