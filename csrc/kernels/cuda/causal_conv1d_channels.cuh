@@ -66,7 +66,8 @@ FGK_DEVICE Acc conv_sum(const Acc (&x)[kWidth][kItems], const Acc (&weight)[kWid
 
 // Thread: a vector of channels, `run` positions. Blocks: channels fastest, then runs, then the batch.
 template <class T, int kWidth>
-FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kConvChannelThreads, 4) conv_forward_channels_kernel(ConvParams<T> p) {
+FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kConvChannelThreads, sizeof(T) == 2 ? 3 : 4)
+    conv_forward_channels_kernel(ConvParams<T> p) {
   using Acc = Accumulation<T>;
   constexpr int kItems = kConvForwardChannels<T>;
   constexpr int kPast = kWidth - 1;

@@ -181,15 +181,14 @@ class ScanBackwardBlock {
       const int n = first + thread_.state();
       const bool there = n < p_.states;
       Acc B_n[kItems] = {}, C_n[kItems] = {}, a[kItems];
-      Acc A_n = 0, entering = 0, from_behind = 0;
+      Acc rate = 0, entering = 0, from_behind = 0;
       if (there) {
-        A_n = A.ld(n);
+        rate = decay_rate(A.ld(n));
         entering = checkpoint.ld(n);
         from_behind = !last_tile(start) ? carry.ld(n) : p_.grad_last ? p_.grad_last.ld(row * p_.states + n) : Acc(0);
         B.load(n, start + step, p_.length, B_n);
         C.load(n, start + step, p_.length, C_n);
       }
-      const Acc rate = decay_rate(A_n);
       Affine<Acc> own{1, 0};
       FGK_UNROLL
       for (int half = 0; half < 2; ++half) {
@@ -227,6 +226,8 @@ class ScanBackwardBlock {
       }
 
       Acc x = thread_.behind(own, from_behind, 1);
+      // Read again rather than kept in a register meanwhile.
+      const Acc A_n = there ? A.ld(n) : Acc(0);
       Acc dA_sum = 0, dB_sum = 0;
       FGK_UNROLL
       for (int half = 1; half >= 0; --half) {
