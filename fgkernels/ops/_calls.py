@@ -45,6 +45,17 @@ def keeps(*tensors: Tensor | None) -> bool:
     return differentiated(*tensors) and not torch.compiler.is_exporting()
 
 
+def forward_only(op: Callable, *args: Any) -> Any:
+    """A call that keeps nothing, past the operator's rules for autograd, which cost a third of a small one.
+
+    Traced and transformed programs need them: they decide later.
+    """
+    if torch.compiler.is_compiling() or _in_functorch():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 def reference_call(function: Callable, *args: Any, **options: Any) -> Any:
     """The call on the reference back end; an error where a back end without forward-mode derivatives was chosen."""
     if forward_ad._current_level >= 0 and _backend.forced() and isinstance(args[0], Tensor):

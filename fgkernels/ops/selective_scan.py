@@ -16,7 +16,7 @@ from ..reference import _scan_checks as checks
 from ..reference import selective_scan as reference
 from . import _library
 from . import _selective_scan_rules as _rules  # noqa: F401  (registers fake kernels, autograd and vmap)
-from ._calls import keeps, reference_call, runs_operators
+from ._calls import forward_only, keeps, reference_call, runs_operators
 
 __all__ = ["selective_scan", "selective_state_update"]
 
@@ -88,7 +88,7 @@ def selective_scan(
     if keeps(*inputs):
         out, last_state, _ = _scan(*inputs, delta_softplus)
     else:
-        out, last_state = _scan_fwd(*inputs, delta_softplus)
+        out, last_state = forward_only(_scan_fwd, *inputs, delta_softplus)
     out = checks.to(out, u.dtype)
     return (out, last_state) if return_last_state else out
 

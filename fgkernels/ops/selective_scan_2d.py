@@ -17,7 +17,7 @@ from ..reference import selective_scan_2d as reference
 from ..reference._scan_tables import CROSS, resolve_table, scan_table
 from . import _library
 from . import _selective_scan_2d_rules as _rules  # noqa: F401  (registers fake kernels, autograd and vmap)
-from ._calls import keeps, reference_call, runs_operators
+from ._calls import forward_only, keeps, reference_call, runs_operators
 
 __all__ = ["cross_merge", "cross_scan", "scan_table", "selective_scan_2d"]
 
@@ -146,5 +146,5 @@ def selective_scan_2d(
     if keeps(*inputs):
         out, _ = _scan(*inputs, table, delta_softplus, ordered)
     else:
-        out = _scan_fwd(*inputs, table, delta_softplus, ordered)
+        out = forward_only(_scan_fwd, *inputs, table, delta_softplus, ordered)
     return checks.to(out, x.dtype).unflatten(-1, size)
