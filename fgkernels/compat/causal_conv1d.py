@@ -65,6 +65,7 @@ def causal_conv1d_fn(
     return out, final_states[0] if final_states_out is None else final_states_out.copy_(final_states[0])
 
 
+@torch.no_grad()
 def causal_conv1d_update(
     x: Tensor,
     conv_state: Tensor,
@@ -74,7 +75,7 @@ def causal_conv1d_update(
     cache_seqlens: Tensor | None = None,
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
-    """The convolution of new positions, in place on conv_state, see `fgkernels.causal_conv1d_update`.
+    """The convolution of new positions, in place on conv_state, see `fgkernels.causal_conv1d_update`. No gradient.
 
     Args:
         x: (B, D) or (B, D, S).

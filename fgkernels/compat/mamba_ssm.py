@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from .. import reference
 from ..nn.mamba2 import rms_norm_gated, scan_and_norm, split_projection
 from ..ops import mamba_chunk_scan
+from ..ops import selective_scan as family
 from ..ops.causal_conv1d import causal_conv1d
-from ..ops.selective_scan import selective_scan, selective_state_update
+from ..ops.selective_scan import selective_scan
 
 __all__ = [
     "mamba_chunk_scan_combined",
@@ -61,6 +62,24 @@ def selective_scan_ref(
     return reference.selective_scan.selective_scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
     )
+
+
+@torch.no_grad()
+def selective_state_update(
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    state_batch_indices: Tensor | None = None,
+) -> Tensor:
+    """One step, in place on the state, see `fgkernels.selective_state_update`. No gradient."""
+    return family.selective_state_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus, state_batch_indices)
 
 
 def mamba_inner_fn(

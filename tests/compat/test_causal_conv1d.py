@@ -94,10 +94,12 @@ def test_gradients(backend: str) -> None:
 
 def test_update(backend: str) -> None:
     x, weight, bias, _ = inputs()
+    weight.requires_grad_()  # as a module's is; the update has no gradient
     state = torch.randn(2, 5, 4)
     past = state[..., -3:].clone()
     rows = [causal_conv1d_update(x[..., t], state, weight, bias, "silu") for t in range(9)]
-    torch.testing.assert_close(torch.stack(rows, -1), convolution(x, weight, bias, past, True))
+    assert not rows[0].requires_grad
+    torch.testing.assert_close(torch.stack(rows, -1), convolution(x, weight.detach(), bias, past, True))
     assert torch.equal(state, x[..., -4:])
 
 

@@ -68,6 +68,19 @@ def test_selective_scan(backend: str, function) -> None:
     torch.testing.assert_close(last_state, state)
 
 
+def test_selective_state_update(backend: str) -> None:
+    """One step of the scan in place, also with parameters that require grad, which it has none for."""
+    u, dt, z = (torch.randn(2, 4, 1, dtype=F64) for _ in range(3))
+    A, D, bias = -torch.rand(4, 3, dtype=F64), torch.randn(4, dtype=F64).requires_grad_(), torch.randn(4, dtype=F64)
+    B, C, state = torch.randn(2, 3, dtype=F64), torch.randn(2, 3, dtype=F64), torch.zeros(2, 4, 3, dtype=F64)
+    out = mamba_ssm.selective_state_update(state, u[..., 0], dt[..., 0], A, B, C, D, z[..., 0], bias, True)
+    wide = (value[:, None, :, None].expand(-1, 4, -1, -1) for value in (B, C))
+    expected, expected_state = scan(u, F.softplus(dt + bias[:, None]), A, *wide, D.detach())
+    assert not out.requires_grad
+    torch.testing.assert_close(out, (expected * F.silu(z))[..., 0])
+    torch.testing.assert_close(state, expected_state)
+
+
 @pytest.mark.parametrize("variant", ["plain", "norms", "projection biases", "constant B and C"])
 def test_mamba_inner(backend: str, variant: str) -> None:
     batch, channels, length, rank, states, out_channels = 2, 4, 6, 2, 3, 5
