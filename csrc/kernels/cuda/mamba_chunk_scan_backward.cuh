@@ -142,9 +142,7 @@ FGK_GLOBAL void FGK_LAUNCH_BOUNDS(kTileThreads, sizeof(T) == 8 ? 1 : 2)
                                                chunk.x(head, j0, 0));
       dev::sync_block();
       products.each([&](int row, int column, Acc& value) {
-        // Step j itself is no part of the decays from it on.
-        const bool later = i0 + row > j0 + column;
-        plain.store(row, column, later ? value * scores.template get<Depth::columns>(row, column) : Acc(0));
+        plain.store(row, column, value * scores.template get<Depth::columns>(row, column));
       });
       plain.add_sums_left_of(carry, from == tile, by_exponent.slice(j0, kTile));
     });
