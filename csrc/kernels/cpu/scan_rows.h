@@ -58,12 +58,16 @@ struct RowsOf {
   int64_t count() const { return batch * directions * groups; }
   int64_t size() const { return length * states; }
 
-  // As rows of states in the type that is computed in: in place where they are that already, else in `memory`.
+  // The rows of states as they are, if they are such in the type that is computed in; else without data.
+  ProjectionRows in_place(const ScanProjection& projection) const {
+    if (projection.constant || dtype != kType || (projection.state != 1 && states != 1)) return {};
+    return {projection.data, projection.batch, projection.direction, projection.group, projection.position};
+  }
+
+  // In place, else in `memory`.
   ProjectionRows lay_out(const ScanProjection& projection, std::unique_ptr<ScanMemory<T>>& memory) const {
-    if (projection.constant) return {};
-    if (dtype == kType && (projection.state == 1 || states == 1)) {
-      return {projection.data, projection.batch, projection.direction, projection.group, projection.position};
-    }
+    const ProjectionRows rows_in_place = in_place(projection);
+    if (projection.constant || rows_in_place.data != nullptr) return rows_in_place;
     memory = std::make_unique<ScanMemory<T>>(count() * size());
     for_each(
         [&](int64_t index, int64_t element) {

@@ -29,8 +29,13 @@ class Scan {
   }
 
   void forward() {
-    plan_.B = rows_.lay_out(args_.B, b_rows_);
-    plan_.C = rows_.lay_out(args_.C, c_rows_);
+    if (args_.table) {
+      plan_.B = rows_.lay_out(args_.B, b_rows_);
+      plan_.C = rows_.lay_out(args_.C, c_rows_);
+    } else {  // a block lays out one chunk at a time, so that a long sequence takes no more memory than a short one
+      plan_.B = rows_.in_place(args_.B);
+      plan_.C = rows_.in_place(args_.C);
+    }
     const int64_t tasks = args_.batch * args_.groups * blocks_;
     const int workers = scan_workers(parallel_, tasks, work_);
     const Arena arena(table_.forward_bytes(plan_), workers);

@@ -41,6 +41,40 @@ FGK_NOINLINE void scan_chunk(const Steps& steps, const typename V::Scalar* u, co
 }
 
 template <class V>
+LaneView row_lanes(const ScanProjection& projection, DType dtype, int64_t element, int64_t first, int64_t states) {
+  LaneView view;
+  view.dtype = dtype;
+  view.data = static_cast<char*>(projection.data) + (element + first * projection.state) * dtype_bytes(dtype);
+  view.channel = projection.state;
+  view.position = projection.position;
+  view.channels = static_cast<int>(states - first < V::W ? states - first : V::W);
+  return view;
+}
+
+// Whole vectors of states at once; a row has no room for part of one.
+template <class V>
+void read_rows(typename V::Scalar* rows, const ScanProjection& projection, DType dtype, int64_t element, int64_t length,
+               int64_t states) {
+  int64_t n = 0;
+  for (; n + V::W <= states; n += V::W) {
+    load_rows<V>(rows + n, states, row_lanes<V>(projection, dtype, element, n, states), 0, length);
+  }
+  if (n == states) return;
+  const LaneView rest = row_lanes<V>(projection, dtype, element, n, states);
+  for (int64_t t = 0; t < length; ++t) {
+    for (int c = 0; c < rest.channels; ++c) widen_row(rows + t * states + n + c, rest.at(c, t), dtype, 1, 1.0f);
+  }
+}
+
+template <class V>
+void write_rows(const ScanProjection& projection, DType dtype, int64_t element, int64_t length, int64_t states,
+                const typename V::Scalar* rows) {
+  for (int64_t n = 0; n < states; n += V::W) {
+    store_rows<V>(row_lanes<V>(projection, dtype, element, n, states), 0, length, rows + n, states);
+  }
+}
+
+template <class V>
 class ForwardBlock : ScanLanes<V> {
   using Base = ScanLanes<V>;
   using Base::args_;
@@ -55,7 +89,9 @@ class ForwardBlock : ScanLanes<V> {
         u_(this->arena_.template take<Scalar>(plan.rows * W)),
         dt_(this->arena_.template take<Scalar>(plan.rows * W)),
         y_(this->arena_.template take<Scalar>(plan.rows * W)),
-        h_(this->arena_.template take<Scalar>(states_ * W)) {}
+        h_(this->arena_.template take<Scalar>(states_ * W)),
+        B_rows_(this->arena_.template take<Scalar>(chunked(args_.B, plan.B) ? kScanChunk * states_ : 0)),
+        C_rows_(this->arena_.template take<Scalar>(chunked(args_.C, plan.C) ? kScanChunk * states_ : 0)) {}
 
   int64_t bytes() const { return this->arena_.used(); }
 
@@ -132,13 +168,26 @@ class ForwardBlock : ScanLanes<V> {
       store_rows<V>(this->checkpoint_lanes(args_.checkpoints, k, chunk), 0, states_, h_, W);
     }
     const Steps steps = this->steps(k, chunk);
-    const Operand<V> B = this->at_chunk(this->B_, chunk);
-    const Operand<V> C = this->at_chunk(this->C_, chunk);
+    const Operand<V> B = chunk_rows(args_.B, this->plan_.B, this->B_, B_rows_, chunk, steps.last);
+    const Operand<V> C = chunk_rows(args_.C, this->plan_.C, this->C_, C_rows_, chunk, steps.last);
     with_constants(args_.B.constant, args_.C.constant, [&](auto constant_B, auto constant_C) {
       for_states<kStates>(states_, [&](auto count, int64_t n) {
         scan_chunk<V, count(), constant_B(), constant_C()>(steps, u_, dt_, y_, this->A_ + n * W, B, C, n, h_ + n * W);
       });
     });
+  }
+
+  static bool chunked(const ScanProjection& projection, const ProjectionRows& rows) {
+    return !projection.constant && rows.data == nullptr;
+  }
+
+  Operand<V> chunk_rows(const ScanProjection& projection, const ProjectionRows& rows, const Operand<V>& operand,
+                        Scalar* memory, int64_t chunk, int64_t count) const {
+    if (!chunked(projection, rows)) return this->at_chunk(operand, chunk);
+    const int64_t element = this->block_.batch * projection.batch + this->block_.group * projection.group +
+                            chunk * kScanChunk * projection.position;
+    read_rows<V>(memory, projection, args_.dtype, element, count, states_);
+    return {memory, states_};
   }
 
   // Gates y and writes it out.
@@ -156,45 +205,13 @@ class ForwardBlock : ScanLanes<V> {
   Scalar* dt_;
   Scalar* y_;
   Scalar* h_;
+  Scalar* B_rows_;  // of a chunk, where they are not in place
+  Scalar* C_rows_;
 };
 
 template <class V>
 void forward_block(const ScanPlan& plan, const ScanBlock& block, void* memory) {
   ForwardBlock<V>(plan, block, memory).run();
-}
-
-template <class V>
-LaneView row_lanes(const ScanProjection& projection, DType dtype, int64_t element, int64_t first, int64_t states) {
-  LaneView view;
-  view.dtype = dtype;
-  view.data = static_cast<char*>(projection.data) + (element + first * projection.state) * dtype_bytes(dtype);
-  view.channel = projection.state;
-  view.position = projection.position;
-  view.channels = static_cast<int>(states - first < V::W ? states - first : V::W);
-  return view;
-}
-
-// Whole vectors of states at once; a row has no room for part of one.
-template <class V>
-void read_rows(typename V::Scalar* rows, const ScanProjection& projection, DType dtype, int64_t element, int64_t length,
-               int64_t states) {
-  int64_t n = 0;
-  for (; n + V::W <= states; n += V::W) {
-    load_rows<V>(rows + n, states, row_lanes<V>(projection, dtype, element, n, states), 0, length);
-  }
-  if (n == states) return;
-  const LaneView rest = row_lanes<V>(projection, dtype, element, n, states);
-  for (int64_t t = 0; t < length; ++t) {
-    for (int c = 0; c < rest.channels; ++c) widen_row(rows + t * states + n + c, rest.at(c, t), dtype, 1, 1.0f);
-  }
-}
-
-template <class V>
-void write_rows(const ScanProjection& projection, DType dtype, int64_t element, int64_t length, int64_t states,
-                const typename V::Scalar* rows) {
-  for (int64_t n = 0; n < states; n += V::W) {
-    store_rows<V>(row_lanes<V>(projection, dtype, element, n, states), 0, length, rows + n, states);
-  }
 }
 
 // As many bytes as the larger of the two types takes.

@@ -151,6 +151,7 @@ class ScanLanes {
 int64_t scan_backward_bytes(const ScanPlan& plan);
 void scan_backward_f32(const ScanBackwardPlan& plan, const ScanBlock& block, int64_t split, void* memory);
 void scan_backward_f64(const ScanBackwardPlan& plan, const ScanBlock& block, int64_t split, void* memory);
+// Of state_update_isa.cpp.
 void state_update_f32(const StateUpdate& args, int64_t batch, int64_t head, int64_t first, int64_t last);
 void state_update_f64(const StateUpdate& args, int64_t batch, int64_t head, int64_t first, int64_t last);
 

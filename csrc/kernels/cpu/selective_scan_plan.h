@@ -7,7 +7,8 @@
 namespace fgk {
 
 // B or C as rows of states, in the type that is computed in: element (b, k, g, position, n) is
-// data[b batch + k direction + g group + position row + n]. Constant ones are read from the arguments.
+// data[b batch + k direction + g group + position row + n]. Constant ones are read from the arguments, and so are those
+// without data: chunk by chunk.
 struct ProjectionRows {
   const void* data = nullptr;
   int64_t batch = 0;
