@@ -82,6 +82,18 @@ FGK_DEVICE void store(void* p, const V& v) {
   *static_cast<W*>(p) = bit_cast<W>(v);
 }
 
+// One instruction, as above: the compiler takes assignments of vectors apart.
+template <class V>
+FGK_DEVICE void store_global(void* p, const V& v) {
+  if constexpr (sizeof(V) == 16) {
+    __stwb(static_cast<uint4*>(p), bit_cast<uint4>(v));
+  } else if constexpr (sizeof(V) == 8) {
+    __stwb(static_cast<uint2*>(p), bit_cast<uint2>(v));
+  } else {
+    store(p, v);
+  }
+}
+
 }  // namespace detail
 
 // Pointer to global memory. Null converts to false.
@@ -108,7 +120,7 @@ class gptr {
   template <class V, class U = T, if_writable<U> = 0>
   FGK_DEVICE void st_as(int64_t i, const V& v) const {
     static_assert(is_vector<V>, "V has 4, 8 or 16 bytes");
-    detail::store(p_ + i, v);
+    detail::store_global(p_ + i, v);
   }
   FGK_HOST_DEVICE gptr operator+(int64_t n) const { return gptr(p_ + n); }
   FGK_HOST_DEVICE gptr slice(int64_t offset, int64_t /*count*/) const { return gptr(p_ + offset); }

@@ -252,13 +252,14 @@ inline void mamba_chunk_scan(const std::string& name, DType dtype) {
 
 inline void all() {
   constexpr Scan kLong{1, 1, 1536, 1024, 16}, kVim{1, 1, 384, 196, 16}, kShort{4, 4, 640, 25, 256},
-      kMap{1, 4, 192, 56 * 56, 16};
+      kMap{1, 4, 192, 56 * 56, 16}, kFewStates{1, 1, 1536, 4096, 4};  // warps share a row
   for (const NamedType& type : kNamedTypes) {
     const std::string dtype = type.name;
     for (const auto& [name, shape] : {std::pair<const char*, Scan>{"scan of 1536 x 1024, 16 states, ", kLong},
                                       {"scan of 384 x 196, 16 states, ", kVim},
                                       {"scan of 640 x 25 in 4 orders, 256 states, ", kShort},
-                                      {"map of 192 x 56 x 56 in 4 directions, 16 states, ", kMap}}) {
+                                      {"map of 192 x 56 x 56 in 4 directions, 16 states, ", kMap},
+                                      {"scan of 1536 x 4096, 4 states, ", kFewStates}}) {
       selective_scan(name + dtype, type.dtype, shape);
       selective_scan_gradient(name + dtype, type.dtype, shape);
     }
