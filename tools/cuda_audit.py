@@ -34,11 +34,16 @@ PAGE = ROOT / "docs/gpu-performance.md"
 BEGIN, END = "<!-- ptxas:begin -->", "<!-- ptxas:end -->"
 
 #: Kernels in which a call spends its time: no spills, no local memory.
-HOT = re.compile(r"late_interaction_(forward|backward)_kernel<")
+HOT = re.compile(
+    r"(late_interaction_(forward|backward)|selective_scan_(forward|backward)|cross_(scan|merge)|state_update"
+    r"|conv_(forward|backward)_(rows|channels)|conv_update|pass_states|chunk_\w+)_kernel<"
+)
 #: What kernels must consist of, so that a primitive that lost its instruction is seen.
 EXPECTED = {
     re.compile(r"late_interaction_forward_kernel<.*TensorCores<(bf16|f16)>"): ("HMMA", "LDSM", "LDGSTS"),
     re.compile(r"late_interaction_forward_kernel<"): ("LDGSTS",),
+    re.compile(r"chunk_(outputs|projection_gradients)_kernel<TensorCoreTiles,"): ("HMMA", "LDSM"),
+    re.compile(r"conv_(forward_(rows|channels)|backward_rows)_kernel<"): ("LDG.128", "STG.128"),
 }
 
 #: Column -> machine instructions that it counts.

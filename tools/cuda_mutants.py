@@ -1,22 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mutants of the late-interaction CUDA kernels: one edit each that a test must notice. See mutate_cuda.py.
-
-A mutant is (kind, file, text, replacement, note). The text occurs exactly once in its file (tests/packaging checks it).
-A note that starts with "equivalent:" says why no test can tell the mutant from the original; it doesn't count.
-"""
+"""Mutants of the CUDA kernels: those of late interaction, and all of them. See mutate_cuda.py."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Mutant(NamedTuple):
-    kind: str
-    file: str
-    text: str
-    replacement: str
-    note: str = ""
-
+from cuda_mutant import Mutant
+from cuda_scan_mutants import SCANS
 
 FORWARD = "late_interaction_forward.cuh"
 TILE = "late_interaction_tile.cuh"
@@ -28,7 +16,7 @@ LAUNCH = "late_interaction_launch.cuh"
 PARAMS = "late_interaction_params.cuh"
 SHAPE = "late_interaction_shape.cuh"
 
-MUTANTS = [
+LATE_INTERACTION = [
     # --- barriers ---
     Mutant(
         "barrier",
@@ -547,3 +535,5 @@ MUTANTS = [
         "too little shared memory",
     ),
 ]
+
+MUTANTS = LATE_INTERACTION + SCANS

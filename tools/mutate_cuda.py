@@ -3,9 +3,9 @@
 
     python tools/mutate_cuda.py [--jobs 2] [--only TEXT] [--page docs/cuda-mutants.md]
 
-Each mutant is compiled from a copy of csrc/kernels with the host compiler ($CXX or g++) and runs
-csrc/tests/cuda_emulation/test_late_interaction_cuda.cpp. A mutant is caught when the test fails, faults or hangs. Takes
-about ten minutes on two cores. Exits with 1 when fewer than 95 % of those that count are caught.
+Each mutant is compiled from a copy of csrc/kernels with the host compiler ($CXX or g++) and runs the emulated tests of
+its family (csrc/tests/cuda_emulation/test_<family>_cuda.cpp). A mutant is caught when the test fails, faults or hangs.
+Takes about twenty minutes on two cores. Exits with 1 when fewer than 95 % of those that count are caught.
 """
 
 from __future__ import annotations
@@ -18,23 +18,46 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from cuda_mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
 EMULATOR = ROOT / "csrc" / "tests" / "cuda_emulation"
-TEST = EMULATOR / "test_late_interaction_cuda.cpp"
 BUILD = ROOT / "build" / "mutants"
-# Only these are compiled anew: the other types' instances share every line with one of them.
-MUTATED = ("late_interaction", "late_interaction_bf16", "late_interaction_f32")
-UNCHANGED = ("late_interaction_f16", "late_interaction_f64")
+
+
+class Family(NamedTuple):
+    """Kernels with one test. Only `mutated` sources are compiled anew: the other types' instances share every line with
+    one of them."""
+
+    name: str
+    files: tuple[str, ...]  # how its files' names begin
+    mutated: tuple[str, ...]
+    unchanged: tuple[str, ...] = ()
+
+
+def typed(name: str, files: tuple[str, ...] = ()) -> Family:
+    """A family with one source per type."""
+    mutated = (name, f"{name}_bf16", f"{name}_f32")
+    return Family(name, (name, *files), mutated, (f"{name}_f16", f"{name}_f64"))
+
+
+FAMILIES = (
+    typed("late_interaction"),
+    typed("selective_scan"),
+    Family("cross_scan", ("cross_scan",), ("cross_scan",)),
+    Family("state_update", ("state_update",), ("state_update",)),
+    typed("causal_conv1d"),
+    typed("mamba_chunk_scan", ("tile_product", "tensor_core_tiles", "sum_rows")),
+)
 TIMEOUT = 300
 WANTED = 0.95
 
 
 def compiler(kernels: Path) -> list[str]:
-    folders = [kernels.parent, ROOT / "csrc", EMULATOR]
+    folders = [kernels.parent, ROOT / "csrc", ROOT / "csrc/tests", EMULATOR]
     return [
         os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-DFGK_CUDA_EMULATION", "-DFGK_HAVE_BASELINE",
         *(f"-I{folder}" for folder in folders),
@@ -45,18 +68,25 @@ def compile_source(kernels: Path, source: Path, output: Path) -> None:
     subprocess.run([*compiler(kernels), "-x", "c++", "-c", source, "-o", output], check=True, capture_output=True)
 
 
-def build_common(pool: ThreadPoolExecutor) -> list[Path]:
-    """Objects that no mutant changes."""
+def family_of(mutant: Mutant) -> Family:
+    return next(family for family in FAMILIES if mutant.file.startswith(family.files))
+
+
+def build_common(pool: ThreadPoolExecutor, families: set[Family]) -> dict[Family, list[Path]]:
+    """Objects that no mutant changes, per family."""
     emulator = [path for path in EMULATOR.glob("*.cpp") if not re.match("test_|device_", path.name)]
-    sources = [*emulator, TEST, KERNELS / "cpu" / "isa.cpp"]
-    sources += [KERNELS / "cuda" / f"{name}.cu" for name in UNCHANGED]
-    objects = [BUILD / f"common_{path.stem}.o" for path in sources]
-    list(pool.map(lambda pair: compile_source(KERNELS, *pair), zip(sources, objects, strict=True)))
-    return objects
+    sources = {family: [*emulator, KERNELS / "cpu" / "isa.cpp"] for family in families}
+    for family in families:
+        sources[family] += [EMULATOR / f"test_{family.name}_cuda.cpp"]
+        sources[family] += [KERNELS / "cuda" / f"{name}.cu" for name in family.unchanged]
+    objects = {path: BUILD / f"common_{path.stem}.o" for paths in sources.values() for path in paths}
+    list(pool.map(lambda pair: compile_source(KERNELS, *pair), objects.items()))
+    return {family: [objects[path] for path in paths] for family, paths in sources.items()}
 
 
-def run(mutant: Mutant, number: int, common: list[Path]) -> str:
+def run(mutant: Mutant, number: int, common: dict[Family, list[Path]]) -> str:
     """How the mutant was caught; "survived" or "does not compile" otherwise."""
+    family = family_of(mutant)
     folder = BUILD / str(number)
     shutil.rmtree(folder, ignore_errors=True)
     kernels = folder / "kernels"
@@ -66,12 +96,12 @@ def run(mutant: Mutant, number: int, common: list[Path]) -> str:
     target.write_text(target.read_text().replace(mutant.text, mutant.replacement))
     program = folder / "test"
     try:
-        objects = [folder / f"{name}.o" for name in MUTATED]
-        for name, output in zip(MUTATED, objects, strict=True):
+        objects = [folder / f"{name}.o" for name in family.mutated]
+        for name, output in zip(family.mutated, objects, strict=True):
             compile_source(kernels, kernels / "cuda" / f"{name}.cu", output)
         # Of functions that every object has, the linker takes the first one's: the mutant's come first.
         subprocess.run(
-            [*compiler(kernels), *objects, *common, "-pthread", "-o", program], check=True, capture_output=True
+            [*compiler(kernels), *objects, *common[family], "-pthread", "-o", program], check=True, capture_output=True
         )
     except subprocess.CalledProcessError as error:
         print(error.stderr.decode()[:2000], file=sys.stderr)
@@ -112,8 +142,9 @@ def page(results: list[tuple[Mutant, str]]) -> str:
         "|---|---|---|---|",
     ]
     for mutant, how in results:
-        name = mutant.file.removeprefix("late_interaction_")
-        lines.append(f"| {mutant.kind} | {name} | {mutant.note} | {f'**{how}**' if how == 'survived' else how} |")
+        lines.append(
+            f"| {mutant.kind} | {mutant.file} | {mutant.note} | {f'**{how}**' if how == 'survived' else how} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -126,7 +157,7 @@ def main() -> int:
     chosen = [m for m in MUTANTS if options.only in f"{m.file} {m.kind} {m.note}"]
     BUILD.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        common = build_common(pool)
+        common = build_common(pool, {family_of(mutant) for mutant in chosen})
 
         def one(pair: tuple[int, Mutant]) -> tuple[Mutant, str]:
             number, mutant = pair
