@@ -21,11 +21,11 @@ void check_both(std::mt19937& random, DType dtype, const Shape& s, const Options
 TEST(every_type_length_and_number_of_states) {
   std::mt19937 random(1);
   for (DType dtype : kTypes) {
-    for (int64_t length : {1, 2, 31, 127, 128, 129, 300}) {
-      for (int64_t states : {1, 5, 16, 24}) {
+    for (int64_t length : {1, 31, 128, 129}) {
+      for (int64_t states : {1, 16, 21}) {
         Options o;
         o.initial_states = states % 2 == 1;
-        check_both(random, dtype, {2, length, 2, 5, 1, states}, o);
+        check_both(random, dtype, {1, length, 2, 5, 1, states}, o);
       }
     }
   }
@@ -40,7 +40,7 @@ TEST(channels_fill_vectors_or_not) {
 
 TEST(options_one_by_one) {
   std::mt19937 random(3);
-  for (int options = 0; options < 48; ++options) {
+  for (int options = 0; options < 32; ++options) {
     Options o;
     o.d = static_cast<D>(options % 3);
     o.z = options & 1;
@@ -52,15 +52,15 @@ TEST(options_one_by_one) {
       o.dt_min = 0.1;
       o.dt_max = 0.4;
     }
-    check_both(random, kTypes[options % 4], {2, 150, 4, 18, 2, 9}, o);
+    check_both(random, kTypes[options % 4], {1, 140, 4, 18, 2, 5}, o);
   }
 }
 
 TEST(slices_of_wider_rows) {
   std::mt19937 random(4);
   for (DType dtype : kTypes) {
-    check_both(random, dtype, {2, 140, 6, 20, 3, 16, 1, true}, {});
-    check_both(random, dtype, {1, 33, 2, 64, 1, 128, 3, false}, {});
+    check_both(random, dtype, {1, 140, 6, 20, 3, 8, 1, true}, {});
+    check_both(random, dtype, {1, 9, 2, 64, 1, 128, 3, false}, {});
   }
 }
 
@@ -86,7 +86,7 @@ TEST(threads_change_nothing) {
   for (int count : {1, 2, 5}) {
     check::thread_count() = count;
     std::mt19937 random(7);
-    check_both(random, DType::f32, {2, 200, 6, 32, 2, 16}, {});
+    check_both(random, DType::f32, {1, 140, 6, 17, 2, 16}, {});
   }
   check::thread_count() = 1;
 }

@@ -70,7 +70,8 @@ if INTERPRETED:
 
     def rounded(values, dtype):
         """Values in another dtype, to the nearest: on its way to bfloat16 the interpreter drops bits instead."""
-        if dtype == tl.bfloat16 and values.dtype == tl.float32:
+        if dtype == tl.bfloat16:
+            values = values.to(tl.float32)
             bits = values.to(tl.int32, bitcast=True)
             nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
             values = tl.where(values == values, nearest, values)

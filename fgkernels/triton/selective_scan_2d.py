@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..reference import _scan_checks as checks
 from . import _selective_scan_calls as calls
-from ._arguments import checked_on_cpu, expect, or_empty
+from ._arguments import checked_on_cpu, expect, like, like_projection, or_empty
 
 
 def _table(table: Tensor) -> Tensor:
@@ -78,7 +78,10 @@ def selective_scan_2d_backward(
     grad_out: Tensor, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, table: Tensor, checkpoints: Tensor, delta_softplus: bool, ordered: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The operator `selective_scan_2d_backward`: gradients of x, delta, A, B, C, D, z and delta_bias, contiguous."""
+    """The operator `selective_scan_2d_backward`: gradients of x, delta, A, B, C, D, z and delta_bias.
+
+    Those of B, C and z follow their memory, the others are contiguous.
+    """
     scan = _scan(x, delta, A, B, C, D, z, delta_bias, table, delta_softplus, ordered)
     batch, directions, channels, length = scan.shape
     sizes = (batch, channels, length)
@@ -88,8 +91,8 @@ def selective_scan_2d_backward(
     checkpoints = checkpoints.contiguous()
     summed = x.dim() == 3 and directions > 1
     du = x.new_empty(scan.shape, dtype=scan.dtype if summed else x.dtype)
-    ddelta, dB, dC = (value.new_empty(value.shape) for value in (delta, B, C))
-    dz = None if z is None else x.new_empty(batch, channels, length)
+    ddelta, dB, dC = delta.new_empty(delta.shape), like_projection(B), like_projection(C)
+    dz = None if z is None else like(z)
     found = calls.gradients(
         scan, grad_out, None, checkpoints, du, ddelta, dB.unsqueeze(2), dC.unsqueeze(2),
         dz if directions == 1 else None,

@@ -216,7 +216,7 @@ class ScanBackwardBlock {
           const int i = half * kHalf + j;
           before[i] = h;
           h = dev::fma(a[i], h, B_n[i] * dtu[j]);
-          y[i] = dev::fma(C_n[i], h, y[i]);
+          if (there) y[i] = dev::fma(C_n[i], h, y[i]);  // zero times infinity would be no zero
           gradient[j] = g[j] * h;
           dC_sum += gradient[j];
           own.a *= a[i];
@@ -242,8 +242,10 @@ class ScanBackwardBlock {
           x = a[i] * dh;
           const Acc term = x * before[i];
           dA_sum = dev::fma(term, dt[j], dA_sum);
-          dh_decay[i] = dev::fma(term, A_n, dh_decay[i]);
-          dh_B[i] = dev::fma(dh, B_n[i], dh_B[i]);
+          if (there) {
+            dh_decay[i] = dev::fma(term, A_n, dh_decay[i]);
+            dh_B[i] = dev::fma(dh, B_n[i], dh_B[i]);
+          }
           gradient[j] = dh * dtu[j];
           dB_sum += gradient[j];
         }

@@ -154,7 +154,7 @@ class ScanForwardBlock {
       FGK_UNROLL
       for (int i = 0; i < kItems; ++i) {
         h = dev::fma(a[i], h, input[i]);
-        y[i] = dev::fma(C_n[i], h, y[i]);
+        if (there) y[i] = dev::fma(C_n[i], h, y[i]);  // zero times infinity would be no zero
       }
       if constexpr (!kJoin) dev::sync_warp();  // other lanes have read running_
       if (there && thread_.last_in_tile()) running_.st(n, h);
