@@ -146,7 +146,7 @@ class BackwardHead : HeadLanes<V> {
       }
     }
     if (args_.D) clear(dD_, blocks_);
-    Scalar dA = 0, dbias = 0;
+    double dA = 0, dbias = 0;  // one number each from all steps
     for (int64_t c = this->chunks() - 1; c >= 0; --c) {
       this->load_steps(c);
       for (int64_t p = 0; p < blocks_; ++p) load_chunk(c, p);
@@ -157,8 +157,8 @@ class BackwardHead : HeadLanes<V> {
       finish_steps(c, dA, dbias);
     }
     const int64_t row = this->batch_ * args_.heads + this->head_;
-    static_cast<Scalar*>(backward_->dA_parts)[row] = dA;
-    if (args_.dt_bias) static_cast<Scalar*>(backward_->dbias_parts)[row] = dbias;
+    static_cast<Scalar*>(backward_->dA_parts)[row] = static_cast<Scalar>(dA);
+    if (args_.dt_bias) static_cast<Scalar*>(backward_->dbias_parts)[row] = static_cast<Scalar>(dbias);
     for (int64_t p = 0; p < blocks_; ++p) {
       if (args_.D) store_rows<V>(this->inner_lanes(backward_->dD_parts, row, 1, p), 0, 1, dD_ + p * W, W);
       if (backward_->args.dinitial_states == nullptr) continue;
@@ -241,7 +241,7 @@ class BackwardHead : HeadLanes<V> {
   }
 
   // d dt = sum of x (dh B) + A decay (dh h[t - 1]), through the clamp and softplus.
-  void finish_steps(int64_t c, Scalar& dA, Scalar& dbias) {
+  void finish_steps(int64_t c, double& dA, double& dbias) {
     const int64_t count = this->chunk_length(c);
     Scalar* kept = sums_;
     Scalar* taken_in = sums_ + kChunk;
@@ -265,7 +265,7 @@ class BackwardHead : HeadLanes<V> {
       V::store(slopes, args_.dt_softplus ? softplus_slope<V>(V::load(this->raw_ + t)) : V::set1(1));
       for (int64_t i = t; i < count && i < t + W; ++i) {
         const Scalar by_decay = this->decay_[i] * kept[i];
-        dA += this->dt_[i] * by_decay;
+        dA += static_cast<double>(this->dt_[i]) * by_decay;
         const Scalar dt = this->unclamped_[i];
         const bool clamped = dt < static_cast<Scalar>(args_.dt_min) || dt > static_cast<Scalar>(args_.dt_max);
         const Scalar gradient = clamped ? Scalar(0) : (taken_in[i] + A * by_decay) * slopes[i - t];
