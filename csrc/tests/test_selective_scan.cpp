@@ -121,6 +121,22 @@ TEST(many_states_and_short_sequences) {
   }
 }
 
+// So long that B and C are laid out chunk by chunk.
+TEST(long_sequence) {
+  std::mt19937 random(10);
+  for (DType dtype : {DType::f32, DType::bf16}) {
+    Shape s;
+    s.dtype = dtype;
+    s.batch = 1;
+    s.channels = 2;
+    s.length = 70001;
+    s.states = 17;
+    Wanted forward;
+    forward.backward = false;
+    check_scan(random, s, forward);
+  }
+}
+
 TEST(tails_and_long_products) {
   std::mt19937 random(7);
   for (DType dtype : {DType::f32, DType::f64}) {

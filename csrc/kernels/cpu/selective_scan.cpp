@@ -11,6 +11,9 @@ FGK_DEFINE_TABLE_GETTER(selective_scan_table, SelectiveScanTable, kSelectiveScan
 
 namespace {
 
+// Up to this size B and C are each laid out once for all blocks, which then share them.
+constexpr int64_t kSharedLayoutBytes = int64_t(4) << 20;
+
 template <class T>
 class Scan {
   static constexpr bool kDouble = sizeof(T) == 8;
@@ -29,10 +32,11 @@ class Scan {
   }
 
   void forward() {
-    if (args_.table) {
+    const int64_t layout_bytes = rows_.count() * rows_.size() * static_cast<int64_t>(sizeof(T));
+    if (args_.table || layout_bytes <= kSharedLayoutBytes) {
       plan_.B = rows_.lay_out(args_.B, b_rows_);
       plan_.C = rows_.lay_out(args_.C, c_rows_);
-    } else {  // a block lays out one chunk at a time, so that a long sequence takes no more memory than a short one
+    } else {  // each block lays out one chunk at a time: a long sequence takes no more memory than a short one
       plan_.B = rows_.in_place(args_.B);
       plan_.C = rows_.in_place(args_.C);
     }
